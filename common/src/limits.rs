@@ -1,0 +1,114 @@
+//! Every bound of Widemap, in one place: what is not here is not bounded by design.
+
+/// A part of payload on the wire, either way. Measured best over loopback, and far below gRPC's
+/// limit of 4 MiB for a message.
+pub const PART_BYTES_MAX: usize = 1024 * 1024;
+
+/// Small orders and reports share a message up to this many bytes of payload.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Orders or reports in one message.
+pub const BATCH_ENTRIES_MAX: usize = 4_096;
+
+/// Messages that wait between a session and its gRPC stream, in each direction.
+pub const STREAM_QUEUE: usize = 2;
+
+/// Events that wait for the driver; a session that finds it full waits, its peer is bounded by
+/// credit.
+pub const DRIVER_QUEUE: usize = 256;
+
+/// The largest chunk that the scheduler asks for, in bytes of input; one longer item goes alone.
+pub const CHUNK_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The most items in one chunk, so that an index always fits 32 bits.
+pub const CHUNK_ITEMS_MAX: u32 = 1 << 20;
+
+/// What an attempt should take, for runtimes that work item by item.
+pub const CHUNK_TARGET_MS: u64 = 20;
+
+/// The largest block of the block-wise runtimes, and what the default schedule grows to.
+pub const BLOCK_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// The first block of the default schedule.
+pub const BLOCK_BYTES_MIN: u64 = 64 * 1024;
+
+/// Input that is held for retries, and that gates cutting.
+pub const INFLIGHT_BYTES_MAX: u64 = 48 * 1024 * 1024;
+
+/// Input that is read ahead of the cutting, in blocks.
+pub const READ_AHEAD_BLOCKS: usize = 3;
+
+/// What the input is read in, at first; one longer item grows its block.
+pub const READ_BLOCK_BYTES: usize = 1024 * 1024;
+
+/// Accepted chunks that wait in memory for an earlier one; what is beyond goes to the spill.
+pub const REORDER_BYTES_MAX: u64 = 48 * 1024 * 1024;
+
+/// The part of the reorder buffer that may lie on disk.
+pub const SPILL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+
+/// Output that one worker may have on the way, unstored.
+pub const OUTPUT_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Input that one session may have waiting on a worker, not yet handed to a slot.
+pub const INPUT_WINDOW_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Parts of input between the session and the slot that runs the attempt.
+pub const SLOT_INPUT_PARTS: usize = 4;
+
+/// Output that a running attempt may hold on the worker before the process that prints it waits.
+pub const ATTEMPT_OUTPUT_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Output bytes waiting for the sink (standard output or a file).
+pub const SINK_QUEUE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Attempts that a worker holds beyond its slots, for all of its sessions.
+pub const QUEUE_MAX: u32 = 4_096;
+
+/// Attempts that are sent ahead to one slot at the most.
+pub const PREFETCH_PER_SLOT_MAX: u32 = 2_048;
+
+/// Slots of one worker.
+pub const SLOTS_MAX: u32 = 4_096;
+
+/// Coordinators that one worker serves at a time.
+pub const SESSIONS_MAX: usize = 64;
+
+/// Jobs that are open on one session of a worker at a time.
+pub const JOBS_PER_SESSION_MAX: usize = 1_024;
+
+/// Workers of one coordinator.
+pub const WORKERS_MAX: usize = 4_096;
+
+/// The longest argument that Linux passes to a process (MAX_ARG_STRLEN less the closing NUL).
+pub const ARGUMENT_BYTES_MAX: usize = 128 * 1024 - 1;
+
+/// The longest item that a function registered in a worker is called with.
+pub const ITEM_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+/// What is kept of an item's standard error: the last bytes of it.
+pub const STDERR_TAIL_BYTES: usize = 4 * 1024;
+
+/// What is kept of the standard error of all items of one attempt.
+pub const STDERR_ATTEMPT_BYTES: usize = 256 * 1024;
+
+/// The longest message of a failure.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024;
+
+/// What one item may print (`--max-output`), unless told.
+pub const MAX_OUTPUT_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Failed items that the summary names.
+pub const SUMMARY_FAILURES: usize = 5;
+
+/// Worker deaths that may be charged to what they were running (`--crash-limit`), unless told.
+pub const CRASH_LIMIT: u32 = 3;
+
+/// More runs of a failed item (`--retries`), unless told.
+pub const RETRIES: u32 = 1;
+
+/// How long a map waits for a first usable worker (`--wait-workers`), unless told.
+pub const WAIT_WORKERS_S: u64 = 60;
+
+/// Names, labels and versions on the wire.
+pub const NAME_BYTES_MAX: usize = 256;

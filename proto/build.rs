@@ -1,0 +1,15 @@
+//! Compiles the protocol with protox, so that no `protoc` is needed.
+
+use std::path::PathBuf;
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=widemap/v1/worker.proto");
+    let files = protox::compile(["widemap/v1/worker.proto"], ["."])?;
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    // Reflection serves this description.
+    std::fs::write(out.join("widemap_descriptor.bin"), files.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".").compile_fds(files)?;
+    Ok(())
+}
