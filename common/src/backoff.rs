@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
+pub use fastrand::Rng;
+
 /// The pause before retry number `retry` (from 0): `base` doubled `retry` times, at most `max`,
 /// of which a random half is left out.
 #[must_use]
-pub fn pause(retry: u32, base: Duration, max: Duration, rng: &mut fastrand::Rng) -> Duration {
+pub fn pause(retry: u32, base: Duration, max: Duration, rng: &mut Rng) -> Duration {
     let whole = base.saturating_mul(1_u32.checked_shl(retry).unwrap_or(u32::MAX)).min(max);
     let half_us = u64::try_from(whole.as_micros() / 2).unwrap_or(u64::MAX / 2);
     Duration::from_micros(half_us + rng.u64(0..=half_us))
@@ -20,7 +22,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_their_bound_and_keep_half() {
-        let mut rng = fastrand::Rng::with_seed(1);
+        let mut rng = Rng::with_seed(1);
         let (base, max) = (Duration::from_millis(100), Duration::from_millis(1_000));
         for (retry, whole_ms) in [(0, 100), (1, 200), (3, 800), (4, 1_000), (40, 1_000)] {
             let pause = pause(retry, base, max, &mut rng);

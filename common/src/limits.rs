@@ -32,6 +32,9 @@ pub const BLOCK_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// The first block of the default schedule.
 pub const BLOCK_BYTES_MIN: u64 = 64 * 1024;
 
+/// Blocks of one size before the default schedule doubles it.
+pub const BLOCKS_PER_SIZE: u64 = 8;
+
 /// Input that is held for retries, and that gates cutting.
 pub const INFLIGHT_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
@@ -47,6 +50,12 @@ pub const REORDER_BYTES_MAX: u64 = 48 * 1024 * 1024;
 /// The part of the reorder buffer that may lie on disk.
 pub const SPILL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 
+/// What is written to the spill at once.
+pub const SPILL_BATCH_BYTES: u64 = 1024 * 1024;
+
+/// What is on its way to the spill and still counts as memory.
+pub const SPILL_QUEUE_BYTES: u64 = 8 * 1024 * 1024;
+
 /// Output that one worker may have on the way, unstored.
 pub const OUTPUT_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -59,8 +68,29 @@ pub const SLOT_INPUT_PARTS: usize = 4;
 /// Output that a running attempt may hold on the worker before the process that prints it waits.
 pub const ATTEMPT_OUTPUT_BYTES: u64 = 8 * 1024 * 1024;
 
+/// Output of one session that a worker holds before no further attempt of it starts there.
+pub const SESSION_OUTPUT_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A part of output is not cut smaller than this to fit what is granted.
+pub const PART_BYTES_MIN: u64 = 64 * 1024;
+
+/// What the pipes of a process are asked to hold, where the system allows it.
+pub const PIPE_BYTES: usize = 1024 * 1024;
+
+/// What is read from a process or written to it before the other side has its turn.
+pub const TURN_BYTES: usize = 2 * 1024 * 1024;
+
+/// Small results of a slot that share a buffer.
+pub const ARENA_BYTES: usize = 64 * 1024;
+
 /// Output bytes waiting for the sink (standard output or a file).
 pub const SINK_QUEUE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Small results that the sink gathers before it writes; larger ones are written as they are.
+pub const SINK_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Characters of an item that lines for people show.
+pub const ITEM_CHARS_SHOWN: usize = 40;
 
 /// Attempts that a worker holds beyond its slots, for all of its sessions.
 pub const QUEUE_MAX: u32 = 4_096;
@@ -73,6 +103,18 @@ pub const SLOTS_MAX: u32 = 4_096;
 
 /// Coordinators that one worker serves at a time.
 pub const SESSIONS_MAX: usize = 64;
+
+/// Connections that a worker holds open.
+pub const CONNECTIONS_MAX: usize = 256;
+
+/// Reports that wait for a coordinator that does not read, before its orders are not read either.
+pub const REPORTS_WAITING_MAX: usize = 4 * BATCH_ENTRIES_MAX;
+
+/// Coordinators whose last epoch a worker remembers.
+pub const EPOCHS_REMEMBERED: usize = 1_024;
+
+/// How long a draining worker waits for its last results to be accepted, past its deadline.
+pub const DRAIN_ACCEPT_MS: u64 = 2_000;
 
 /// Jobs that are open on one session of a worker at a time.
 pub const JOBS_PER_SESSION_MAX: usize = 1_024;
@@ -91,6 +133,9 @@ pub const STDERR_TAIL_BYTES: usize = 4 * 1024;
 
 /// What is kept of the standard error of all items of one attempt.
 pub const STDERR_ATTEMPT_BYTES: usize = 256 * 1024;
+
+/// Messages of the failed items of one attempt: beyond it only their kinds are told.
+pub const ATTEMPT_MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// The longest message of a failure.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024;
@@ -112,3 +157,28 @@ pub const WAIT_WORKERS_S: u64 = 60;
 
 /// Names, labels and versions on the wire.
 pub const NAME_BYTES_MAX: usize = 256;
+
+/// Chunks that the scheduler asks for at a time.
+pub const CUT_CHUNKS_MAX: u32 = 1_024;
+
+/// Queued chunks that one event looks at, where the first ones must wait for a certain worker.
+pub const QUEUE_LOOKED_AT_MAX: usize = 16;
+
+/// Speculative attempts of a job, in percent of all of its attempts; one is always allowed.
+pub const SPECULATIVE_PERCENT_MAX: u64 = 25;
+
+/// Failures in a row that succeeded elsewhere before a worker is excluded.
+pub const BLAME_MAX: u32 = 3;
+
+/// How long a worker is excluded at first; it doubles for each time.
+pub const EXCLUSION_MS: u64 = 1_000;
+
+/// How long a worker is excluded at the most.
+pub const EXCLUSION_MS_MAX: u64 = 60_000;
+
+/// Worker deaths at which a chunk was there, each charged to another or while it was waiting,
+/// before it is charged all the same: it may have started unnoticed.
+pub const DEATHS_NEAR_MAX: u32 = 2;
+
+/// Jobs that have ended of which the scheduler still knows the counts.
+pub const COUNTS_KEPT: usize = 64;

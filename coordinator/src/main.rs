@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The binary `widemap`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    widemap::main()
+}

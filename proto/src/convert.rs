@@ -131,7 +131,7 @@ fn order_to_wire(order: Order) -> OrderKind {
         }),
         Order::OutputGrant(grant) => OrderKind::OutputGrant(wire::OutputGrant {
             total: grant.total,
-            urgent_attempt: grant.urgent.map_or(0, |(attempt, _)| attempt.0),
+            urgent_attempt: grant.urgent.map(|(attempt, _)| attempt.0),
             urgent_bytes: grant.urgent.map_or(0, |(_, bytes)| bytes),
         }),
         Order::Ping(stamp) => OrderKind::Ping(wire::Ping { stamp }),
@@ -182,8 +182,7 @@ fn order_from_wire(kind: OrderKind) -> Result<Order> {
         }
         OrderKind::OutputGrant(grant) => Order::OutputGrant(OutputGrant {
             total: grant.total,
-            urgent: (grant.urgent_attempt != 0)
-                .then_some((AttemptId(grant.urgent_attempt), grant.urgent_bytes)),
+            urgent: grant.urgent_attempt.map(|id| (AttemptId(id), grant.urgent_bytes)),
         }),
         OrderKind::Ping(ping) => Order::Ping(ping.stamp),
     })

@@ -1,0 +1,133 @@
+//! Workers die, and the item that killed them is found.
+
+use widemap_common::ids::{JobId, WorkerId};
+use widemap_common::spec::Runtime;
+
+use super::chunks_of;
+use super::script::Script;
+use crate::event::{DeathProof, Event, JobPolicy};
+
+/// Plays workers of one slot on which this item kills whoever runs it, until the job ends. Returns
+/// the deaths, and what was asked for.
+fn poisoned(policy: JobPolicy, items: u64, poison: u64) -> (u32, Vec<String>) {
+    let mut script = Script::new().workers(3, 1).job(policy, items);
+    let (mut deaths, mut all) = (0, Vec::new());
+    for _ in 0..10_000 {
+        all.extend(script.said());
+        if all.last().is_some_and(|line| line.starts_with("ended")) {
+            return (deaths, all);
+        }
+        let workers: Vec<_> = script.scheduler.workers().map(|worker| worker.worker).collect();
+        for worker in workers {
+            let Some(&attempt) = script.scheduler.attempts_of(worker).first() else { continue };
+            if script.scheduler.range_of(attempt).unwrap().contains(poison) {
+                deaths += 1;
+                script.dies(worker.0);
+                script.add_worker(1);
+            } else {
+                script.done(attempt.0);
+            }
+        }
+    }
+    panic!("the job did not end: {}", script.scheduler.explain(JobId(0)));
+}
+
+#[test]
+fn a_poison_item_is_found_within_its_deaths_and_all_others_succeed() {
+    for (items, chunk, limit) in
+        [(10, 10, 3), (1_000, 1_000, 3), (5_000, 700, 2), (40, 7, 1), (3, 1, 3)]
+    {
+        let policy = JobPolicy { crash_limit: limit, ..chunks_of(chunk) };
+        let (deaths, lines) = poisoned(policy, items, items / 2);
+        assert_eq!(deaths, limit + 1, "{items} items, limit {limit}");
+        let failed: Vec<_> = lines.iter().filter(|line| line.starts_with("fail")).collect();
+        assert_eq!(failed, [&format!("fail c{}+1 crash run {}", items / 2, limit + 1)]);
+    }
+}
+
+#[test]
+fn a_poison_block_fails_whole() {
+    let policy = JobPolicy { runtime: Runtime::Pipe, ..chunks_of(50) };
+    let (deaths, lines) = poisoned(policy, 200, 77);
+    assert_eq!(deaths, 4);
+    assert!(lines.contains(&"fail c50+50 crash run 4".to_owned()), "{lines:?}");
+}
+
+#[test]
+fn without_a_limit_nothing_runs_twice_after_a_death() {
+    let policy = JobPolicy { crash_limit: 0, ..chunks_of(1) };
+    let (deaths, lines) = poisoned(policy, 10, 4);
+    assert_eq!(deaths, 1);
+    assert!(lines.contains(&"fail c4+1 crash run 1".to_owned()));
+}
+
+#[test]
+fn one_dead_worker_costs_no_item() {
+    let mut script = Script::new().workers(2, 1).job(chunks_of(1), 3);
+    script.said();
+    script.dies(0);
+    script.done(1);
+    script.expect(&["accept c1+1 a1 run 1", "a2 c0+1 to w1"]);
+    script.done(2);
+    script.done(3);
+    script.expect(&["accept c0+1 a2 run 2", "a3 c2+1 to w1", "accept c2+1 a3 run 1", "ended j0"]);
+    assert_eq!(script.scheduler.counts(JobId(0)).unwrap().workers_lost, 1);
+}
+
+#[test]
+fn a_worker_that_falls_silent_makes_nobody_suspect() {
+    let mut script = Script::new().workers(2, 2).job(chunks_of(10), 40);
+    script.said();
+    script.tell(Event::WorkerDead { worker: WorkerId(0), proof: DeathProof::LeaseEnded });
+    script.done(1);
+    script.done(3);
+    script.expect(&[
+        "accept c10+10 a1 run 1",
+        "a4 c0+10 to w1",
+        "accept c30+10 a3 run 1",
+        "a5 c20+10 to w1",
+    ]);
+}
+
+#[test]
+fn suspects_run_one_at_a_time_on_a_worker_and_the_last_try_is_alone() {
+    let policy = JobPolicy { crash_limit: 1, ..chunks_of(2) };
+    let mut script = Script::new().workers(2, 2).job(policy, 8);
+    script.said();
+    script.dies(0);
+    script.expect(&[]);
+    script.done(1);
+    script.expect(&["accept c2+2 a1 run 1"]);
+    script.done(3);
+    script.expect(&["accept c6+2 a3 run 1", "a4 c0+1 to w1"]);
+    script.done(4);
+    script.expect(&["accept c0+1 a4 run 2", "a5 c1+1 to w1"]);
+}
+
+#[test]
+fn a_chunk_that_was_near_two_deaths_becomes_suspect_itself() {
+    let mut script = Script::new().workers(2, 2).job(chunks_of(1), 6);
+    script.said();
+    script.dies(0);
+    script.expect(&[]);
+    script.add_worker(2);
+    // Suspects go one to a worker: the other slot of the new worker takes a new chunk.
+    script.expect(&["a4 c0+1 to w2", "a5 c4+1 to w2"]);
+    script.dies(2);
+    script.add_worker(2);
+    // Item 4 ran beside a suspect, and is charged only if that happens again.
+    script.expect(&["a6 c0+1 to w3", "a7 c4+1 to w3"]);
+    script.dies(3);
+    script.done(1);
+    script.done(3);
+    // Item 0 is on its last try: a worker was emptied for it.
+    script.expect(&["accept c1+1 a1 run 1", "accept c3+1 a3 run 1", "a8 c0+1 to w1"]);
+    script.done(8);
+    script.expect(&["accept c0+1 a8 run 4", "a9 c2+1 to w1", "a10 c5+1 to w1"]);
+    script.done(10);
+    script.expect(&["accept c5+1 a10 run 1"]);
+    script.done(9);
+    script.expect(&["accept c2+1 a9 run 2", "a11 c4+1 to w1"]);
+    script.done(11);
+    script.expect(&["accept c4+1 a11 run 3", "ended j0"]);
+}

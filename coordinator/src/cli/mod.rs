@@ -1,0 +1,72 @@
+//! The command line: what may be typed. What it means is decided in `map` and `workers`.
+
+mod again;
+mod argv;
+mod map;
+mod options;
+mod workers;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub(crate) use options::{Format, LogArgs, LogFormat, Wait};
+
+use crate::exit;
+
+/// multiprocessing.Pool.map across every machine you have.
+#[derive(Debug, Parser)]
+#[command(name = "widemap", version, about, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "Try: seq 10 | widemap map -- echo {}      More: widemap map --help")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a function over a list, results in the order of the list
+    Map(Box<options::MapArgs>),
+    /// List the workers that a map would use, and why others are not
+    Workers(Box<options::WorkersArgs>),
+}
+
+/// Reads the command line, does what it says, and returns the exit status.
+pub(crate) fn run(argv: Vec<OsString>) -> ExitCode {
+    let (argv, lists) = argv::cut(argv);
+    let cli = match Cli::try_parse_from(argv) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // If the terminal is gone, there is nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    match cli.command {
+        Some(Command::Map(args)) => map::run(*args, lists),
+        Some(Command::Workers(args)) => workers::run(&args),
+        None => {
+            eprint!("{}", Cli::command().render_help());
+            ExitCode::from(exit::USAGE)
+        }
+    }
+}
+
+/// Says what went wrong and what to do next.
+pub(crate) fn complain(message: &dyn std::fmt::Display, hint: Option<&str>) {
+    eprintln!("widemap: error: {message}");
+    if let Some(hint) = hint {
+        eprintln!("  hint: {hint}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

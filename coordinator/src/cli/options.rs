@@ -1,0 +1,287 @@
+//! The options, as clap reads them, grouped as the help shows them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum, ValueHint};
+use widemap_common::limits;
+use widemap_common::time::Timers;
+use widemap_common::units::{parse_duration, parse_size};
+
+use crate::places;
+
+const WHAT: &str = "What runs";
+const ITEMS: &str = "Items";
+const FILES: &str = "Files and environment";
+const WHERE: &str = "Where";
+const HOW: &str = "How";
+const OUT: &str = "Output";
+
+const EXAMPLES: &str = "\
+Examples:
+  seq 10 | widemap map -- echo {}                      one process an item, on this machine
+  widemap map gzip -k {} ::: *.log                     items on the command line
+  find . -name '*.jpg' -print0 | widemap map -0 --worker ann --worker bob -- identify {}
+  widemap map -a access.log --pipe -- grep -c ' 500 '  blocks of lines through a filter
+  seq 1000000 | widemap map --builtin square           a function of the worker
+
+Results go to standard output in the order of the items, all else to standard error.
+Exit status: 0 all succeeded, 1 some items failed, 2 nothing was run, 3 the cluster or the disk
+failed, 130 and 143 interrupted.";
+
+/// Options of `widemap map`.
+#[derive(Debug, Args)]
+#[command(override_usage = "widemap map [OPTIONS] [--] COMMAND [ARG]... [::: ITEM...]\n       \
+                            widemap map [OPTIONS] --builtin NAME [::: ITEM...]")]
+#[command(after_long_help = EXAMPLES, after_help = "More, with examples: widemap map --help")]
+pub(crate) struct MapArgs {
+    /// The command that runs for each item, which replaces {} or is added at the end
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
+
+    /// Run a function that is registered in the worker: identity, square, sleep
+    #[arg(long, value_name = "NAME", help_heading = WHAT)]
+    pub(crate) builtin: Option<String>,
+
+    /// Run the command once for each block of lines, on its standard input
+    #[arg(long, help_heading = WHAT, conflicts_with = "builtin")]
+    pub(crate) pipe: bool,
+
+    /// The size of a block [default: grows from 64K to 8M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = WHAT)]
+    #[arg(requires = "pipe")]
+    pub(crate) block: Option<u64>,
+
+    /// Read the items from FILE, a line each; - is standard input
+    #[arg(short = 'a', long, value_name = "FILE", help_heading = ITEMS)]
+    pub(crate) input: Option<PathBuf>,
+
+    /// Items end in NUL, not in a newline, and so do the results of functions
+    #[arg(short = '0', long, help_heading = ITEMS)]
+    pub(crate) null: bool,
+
+    /// Run in DIR on each worker [default: a private directory; embedded workers: this one]
+    #[arg(long, value_name = "DIR", help_heading = FILES)]
+    pub(crate) wd: Option<PathBuf>,
+
+    /// Pass on a variable: NAME from here, or NAME=VALUE; may be repeated
+    #[arg(long, value_name = "NAME[=V]", help_heading = FILES, action = ArgAction::Append)]
+    pub(crate) env: Vec<OsString>,
+
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+
+    /// Use only workers with this label; may be repeated
+    #[arg(long, value_name = "K=V", help_heading = WHERE, value_parser = parse_label)]
+    pub(crate) require: Vec<(String, String)>,
+
+    /// At most N slots of each worker; of this machine, as many as it has cores
+    #[arg(short = 'j', long = "jobs", value_name = "N", help_heading = WHERE)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::SLOTS_MAX)))]
+    pub(crate) jobs: Option<u32>,
+
+    /// Wait so long for a first usable worker; `never` is without end
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_wait)]
+    #[arg(help_heading = WHERE)]
+    pub(crate) wait_workers: Wait,
+
+    /// Send N items at a time [default: as many as take --chunk-target]
+    #[arg(long, value_name = "N", help_heading = HOW)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::CHUNK_ITEMS_MAX)))]
+    pub(crate) chunk: Option<u32>,
+
+    /// What one sending should take
+    #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = parse_duration)]
+    #[arg(help_heading = HOW)]
+    pub(crate) chunk_target: Duration,
+
+    /// More runs of an item that failed
+    #[arg(long, value_name = "N", default_value_t = limits::RETRIES, help_heading = HOW)]
+    pub(crate) retries: u32,
+
+    /// End an item (with --pipe: a block) that takes longer
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = HOW)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Worker deaths that one item may cause before it counts as the cause
+    #[arg(long, value_name = "N", default_value_t = limits::CRASH_LIMIT, help_heading = HOW)]
+    pub(crate) crash_limit: u32,
+
+    /// Run stragglers a second time elsewhere: auto does so for builtin only
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = HOW)]
+    pub(crate) speculate: Speculate,
+
+    /// End an item (with --pipe: a block) that prints more
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    #[arg(help_heading = HOW)]
+    pub(crate) max_output: u64,
+
+    /// Write the results to FILE, which appears whole or not at all
+    #[arg(long, value_name = "FILE", help_heading = OUT)]
+    pub(crate) output: Option<PathBuf>,
+
+    /// The form of the results
+    #[arg(long, value_name = "FORM", default_value = "raw", help_heading = OUT)]
+    pub(crate) format: Format,
+
+    /// Write results as they come, not in the order of the items
+    #[arg(long, help_heading = OUT)]
+    pub(crate) unordered: bool,
+
+    /// Write what failed to FILE, a JSON object a line [default: a file that is named, if any did]
+    #[arg(long, value_name = "FILE", help_heading = OUT)]
+    pub(crate) failures: Option<PathBuf>,
+
+    /// Run only the items of a file that --failures wrote
+    #[arg(long, value_name = "FILE", help_heading = ITEMS)]
+    pub(crate) from_failures: Option<PathBuf>,
+
+    /// Write what was run, its counts and the hash of the output to FILE, as JSON
+    #[arg(long, value_name = "FILE", help_heading = OUT)]
+    pub(crate) receipt: Option<PathBuf>,
+
+    /// Say nothing but errors
+    #[arg(short, long, help_heading = OUT)]
+    pub(crate) quiet: bool,
+
+    /// Show no progress on the terminal
+    #[arg(long, help_heading = OUT)]
+    pub(crate) no_progress: bool,
+
+    /// Accepted results that wait in memory for an earlier one
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, hide = true)]
+    #[arg(default_value_t = limits::REORDER_BYTES_MAX)]
+    pub(crate) reorder_bytes_max: u64,
+
+    /// Accepted results that wait on disk for an earlier one
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, hide = true)]
+    #[arg(default_value_t = limits::SPILL_BYTES_MAX)]
+    pub(crate) spill_bytes_max: u64,
+
+    /// Input that is held for retries
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, hide = true)]
+    #[arg(default_value_t = limits::INFLIGHT_BYTES_MAX)]
+    pub(crate) inflight_bytes_max: u64,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// Where workers are.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceArgs {
+    /// A worker; may be repeated
+    #[arg(long, value_name = "HOST[:7433]", help_heading = WHERE, env = "WIDEMAP_WORKERS")]
+    #[arg(value_delimiter = ',', value_parser = places::parse)]
+    pub(crate) worker: Vec<String>,
+
+    /// Workers from a file, an address a line, or a directory of such files; watched
+    #[arg(long, value_name = "FILE-or-DIR", help_heading = WHERE)]
+    pub(crate) workers_file: Vec<PathBuf>,
+
+    /// N slots on this machine
+    #[arg(long, value_name = "N", help_heading = WHERE)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::SLOTS_MAX)))]
+    pub(crate) local: Option<u32>,
+
+    /// Do not look for workers on the network by mDNS
+    #[arg(long, help_heading = WHERE)]
+    pub(crate) no_mdns: bool,
+
+    /// Timers of the session, NAME=MS,...
+    #[arg(long, value_name = "TIMERS", hide = true, default_value = "")]
+    pub(crate) timers: Timers,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// What to log: error, warn, info, debug, trace, or a filter
+    #[arg(long, value_name = "LEVEL", default_value = "warn", env = "WIDEMAP_LOG")]
+    #[arg(hide_short_help = true, hide_env_values = true)]
+    pub(crate) log: String,
+
+    /// The form of the log on standard error
+    #[arg(long, value_name = "FORM", default_value = "text", hide_short_help = true)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// Options of `widemap workers`.
+#[derive(Debug, Args)]
+pub(crate) struct WorkersArgs {
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+
+    /// How long to wait for answers
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_duration)]
+    pub(crate) wait: Duration,
+
+    /// The form of the list
+    #[arg(long, value_name = "FORM", default_value = "table")]
+    pub(crate) format: ListFormat,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// How long to wait for workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// So long.
+    For(Duration),
+    /// Without end.
+    Forever,
+}
+
+/// The form of results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// The bytes that were printed, nothing added
+    Raw,
+    /// One JSON object a line, for each item
+    Json,
+}
+
+/// The form of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// For programs, an object a line
+    Json,
+}
+
+/// When stragglers are run a second time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Speculate {
+    /// For functions without side effects: builtin
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+fn parse_wait(text: &str) -> Result<Wait, widemap_common::units::UnitError> {
+    match text {
+        "never" => Ok(Wait::Forever),
+        _ => parse_duration(text).map(Wait::For),
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}

@@ -1,0 +1,239 @@
+//! `widemap workers`: who would run a map, and for each place that was named and is not used, why.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use widemap_common::ids::{CoordinatorId, Epoch, WorkerId};
+use widemap_common::limits::DRIVER_QUEUE;
+use widemap_proto::VERSION;
+use widemap_proto::session::CoordinatorHello;
+
+use super::complain;
+use super::options::{ListFormat, PlaceArgs, WorkersArgs};
+use crate::driver::{BUILD, Fleet, LinkStatus};
+use crate::error::MapError;
+use crate::places::{self, Source};
+use crate::session::LinkNews;
+use crate::{exit, logging};
+
+/// Runs `widemap workers`.
+pub(crate) fn run(args: &WorkersArgs) -> ExitCode {
+    let listing = logging::start(&args.log).map_err(MapError::from).and_then(|()| list(args));
+    let rows = match listing {
+        Ok(rows) => rows,
+        Err(error) => {
+            complain(&error, error.hint());
+            return ExitCode::from(error.status());
+        }
+    };
+    match args.format {
+        ListFormat::Json => {
+            for row in &rows {
+                println!("{}", row.json());
+            }
+        }
+        ListFormat::Table => table(&rows),
+    }
+    ExitCode::from(if rows.iter().any(|row| row.worker.is_some()) { exit::OK } else { exit::CLUSTER })
+}
+
+struct Row {
+    place: String,
+    sources: Vec<String>,
+    state: String,
+    worker: Option<Described>,
+}
+
+struct Described {
+    name: String,
+    build: String,
+    slots: u32,
+    runtimes: Vec<&'static str>,
+    labels: BTreeMap<String, String>,
+    round_trip: Option<Duration>,
+}
+
+fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
+    let sources = sources(&args.place);
+    if sources.is_empty() {
+        eprintln!(
+            "widemap: no place is named (--worker, --workers-file, WIDEMAP_WORKERS): \
+             a map would run on this machine only"
+        );
+        return Ok(Vec::new());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(MapError::Start)?;
+    Ok(runtime.block_on(ask(args, sources)))
+}
+
+/// The sources of workers that options name.
+pub(super) fn sources(place: &PlaceArgs) -> Vec<Source> {
+    let mut sources = Vec::new();
+    if !place.worker.is_empty() {
+        let addresses = place.worker.clone();
+        sources.push(Source::Fixed { name: "--worker".to_owned(), addresses });
+    }
+    sources.extend(place.workers_file.iter().map(|path| Source::Watched { path: path.clone() }));
+    sources
+}
+
+async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
+    let (link_events, mut news) = mpsc::channel(DRIVER_QUEUE);
+    let (suggest, mut suggestions) = mpsc::channel(DRIVER_QUEUE);
+    let mut watchers = JoinSet::new();
+    let awaited = sources.len();
+    places::watch(sources, &mut watchers, &suggest);
+    let hello = CoordinatorHello {
+        version: VERSION,
+        build: BUILD.to_owned(),
+        coordinator: CoordinatorId(fastrand::u64(1..)),
+        epoch: Epoch(1),
+        linger_ms: 0,
+    };
+    let mut fleet = Fleet::new(hello, args.place.timers, None, link_events);
+    let mut round_trips: BTreeMap<WorkerId, Duration> = BTreeMap::new();
+    let mut heard = 0;
+    let limit = tokio::time::sleep(args.wait);
+    tokio::pin!(limit);
+    while heard < awaited || !is_complete(&fleet, &round_trips) {
+        tokio::select! {
+            () = &mut limit => break,
+            Some(suggestion) = suggestions.recv() => {
+                heard += 1;
+                fleet.follow(suggestion);
+            }
+            Some(event) = news.recv() => {
+                let mut events = Vec::new();
+                match event.news {
+                    LinkNews::Attached { hello, .. } => {
+                        fleet.attached(event.link, *hello, &mut events);
+                    }
+                    LinkNews::RoundTrip(time) => {
+                        round_trips.extend(fleet.worker_of(event.link).map(|worker| (worker, time)));
+                    }
+                    LinkNews::Unreachable { error } => {
+                        fleet.unreachable(event.link, error, &mut events);
+                    }
+                    LinkNews::Refused { reason } => fleet.refused(event.link, reason, &mut events),
+                    LinkNews::Cut { reason } => fleet.cut(
+                        widemap_common::time::Time::ZERO,
+                        event.link,
+                        reason,
+                        &mut events,
+                    ),
+                    LinkNews::Reports(_) | LinkNews::Corrupt { .. } => {}
+                }
+            }
+        }
+    }
+    let rows = rows(&fleet, &round_trips);
+    watchers.shutdown().await;
+    fleet.close().await;
+    rows
+}
+
+/// Whether every place has answered, and each worker a ping.
+fn is_complete(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> bool {
+    fleet.places().all(|(_, _, status)| match status {
+        LinkStatus::Dialling => false,
+        LinkStatus::Attached(worker) => round_trips.contains_key(worker),
+        _ => true,
+    })
+}
+
+fn rows(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> Vec<Row> {
+    let row = |(place, sources, status): (&str, &std::collections::BTreeSet<String>, &LinkStatus)| {
+        let worker = match status {
+            LinkStatus::Attached(worker) => fleet.worker(*worker).map(|entry| Described {
+                name: entry.hello.name.clone(),
+                build: entry.hello.build.clone(),
+                slots: entry.hello.slots,
+                runtimes: entry.hello.runtimes.iter().map(|runtime| runtime.name()).collect(),
+                labels: entry.hello.labels.clone(),
+                round_trip: round_trips.get(worker).copied(),
+            }),
+            _ => None,
+        };
+        let state = match status {
+            LinkStatus::Dialling => "not used: no answer yet".to_owned(),
+            LinkStatus::Attached(_) => "ready".to_owned(),
+            LinkStatus::Cut(_, reason) => format!("not used: cut off: {reason}"),
+            LinkStatus::Alias(worker) => format!("the same worker as {}", fleet.name(*worker)),
+            LinkStatus::Unreachable(error) => format!("not used: {error}"),
+            LinkStatus::Refused(reason) => format!("not used: {reason}"),
+        };
+        Row { place: place.to_owned(), sources: sources.iter().cloned().collect(), state, worker }
+    };
+    let mut rows: Vec<_> = fleet.places().map(row).collect();
+    rows.extend(fleet.troubles().map(|(source, trouble)| Row {
+        place: "-".to_owned(),
+        sources: vec![source.to_owned()],
+        state: format!("not used: {trouble}"),
+        worker: None,
+    }));
+    rows
+}
+
+impl Row {
+    fn json(&self) -> Value {
+        let worker = self.worker.as_ref();
+        json!({
+            "name": worker.map(|w| &w.name),
+            "address": self.place,
+            "sources": self.sources,
+            "version": worker.map(|w| &w.build),
+            "slots": worker.map(|w| w.slots),
+            "runtimes": worker.map(|w| &w.runtimes),
+            "labels": worker.map(|w| &w.labels),
+            "round_trip_ms": worker.and_then(|w| w.round_trip).map(|t| t.as_secs_f64() * 1e3),
+            "state": self.state,
+        })
+    }
+
+    fn cells(&self) -> [String; 9] {
+        let dash = || "-".to_owned();
+        let worker = self.worker.as_ref();
+        [
+            worker.map_or_else(dash, |w| w.name.clone()),
+            self.place.clone(),
+            self.sources.join(","),
+            worker.map_or_else(dash, |w| w.build.trim_start_matches("widemap ").to_owned()),
+            worker.map_or_else(dash, |w| w.slots.to_string()),
+            worker.map_or_else(dash, |w| w.runtimes.join(",")),
+            worker.filter(|w| !w.labels.is_empty()).map_or_else(dash, |w| {
+                w.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
+            }),
+            worker
+                .and_then(|w| w.round_trip)
+                .map_or_else(dash, |time| format!("{:.2} ms", time.as_secs_f64() * 1e3)),
+            self.state.clone(),
+        ]
+    }
+}
+
+fn table(rows: &[Row]) {
+    if rows.is_empty() {
+        return;
+    }
+    let head =
+        ["NAME", "ADDRESS", "FROM", "VERSION", "SLOTS", "RUNTIMES", "LABELS", "ROUND TRIP", "STATE"];
+    let cells: Vec<_> = std::iter::once(head.map(str::to_owned))
+        .chain(rows.iter().map(Row::cells))
+        .collect();
+    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max();
+    for row in &cells {
+        let padded: Vec<_> = row
+            .iter()
+            .enumerate()
+            .map(|(column, cell)| format!("{cell:<width$}", width = width(column).unwrap_or(0)))
+            .collect();
+        println!("{}", padded.join("  ").trim_end());
+    }
+}

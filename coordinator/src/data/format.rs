@@ -1,0 +1,208 @@
+//! How results and failures are written: raw, or one JSON object a line (cli.md, "Out").
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Serialize;
+use widemap_common::framing::Framing;
+use widemap_common::varint;
+
+use super::report::{FailureRecord, Results};
+
+/// How results are written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// The bytes that were printed, nothing added; for a failed item nothing, or this line.
+    Raw {
+        /// `--fill`, without the separator that it ends in.
+        fill: Option<Vec<u8>>,
+    },
+    /// One JSON object a line for each item, or each block.
+    Json,
+}
+
+/// What the bytes of results are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// How items lie in the input.
+    pub input: Framing,
+    /// What a process printed, as it is; or one framed result for each item.
+    pub results: ResultShape,
+    /// Whether the unit is a block.
+    pub is_block_wise: bool,
+}
+
+/// How results lie in the output of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ResultShape {
+    /// What a process printed: never touched.
+    Printed,
+    /// One result for each item, framed as the items are.
+    Framed(Framing),
+}
+
+/// What a line of JSON says, in its order. Bytes that are not UTF-8 are put in base64.
+#[derive(Serialize)]
+struct Line<'a> {
+    seq: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    items: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    item: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    item_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args: Option<[&'a str; 1]>,
+    status: &'static str,
+    exit: Option<i32>,
+    signal: Option<i32>,
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_base64: Option<String>,
+    stderr: std::borrow::Cow<'a, str>,
+    worker: Option<&'a str>,
+    attempts: u32,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function: Option<&'a str>,
+}
+
+/// Appends a line for each result. `output` is theirs alone, in order.
+pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, output: &[u8]) {
+    if shape.is_block_wise {
+        let micros = varint::iter(&results.item_micros).next().unwrap_or(results.busy_us);
+        let stderr = results.stderr.first().map_or(&[][..], |told| &told.data);
+        let mut line = good_line(shape, results, 0, stderr, micros);
+        line.items = Some(results.range.items);
+        (line.output, line.output_base64) = text_or_base64(output);
+        return push_line(out, &line);
+    }
+    let mut lengths = varint::iter(&results.item_lengths);
+    let mut micros = varint::iter(&results.item_micros);
+    let mut stderr = results.stderr.iter().peekable();
+    let average = results.busy_us / u64::from(results.range.items);
+    let mut rest = output;
+    for (index, item) in (0..).zip(shape.input.items(&results.input)) {
+        let is_last = index + 1 == results.range.items;
+        let length = match (lengths.next(), shape.results) {
+            (Some(length), _) => usize::try_from(length).unwrap_or(usize::MAX),
+            (None, ResultShape::Framed(framing)) => framing.offset_of(rest, 1),
+            (None, ResultShape::Printed) if is_last => rest.len(),
+            (None, ResultShape::Printed) => 0,
+        };
+        let (own, others) = rest.split_at(length.min(rest.len()));
+        rest = others;
+        let told = stderr.next_if(|told| told.index == index);
+        let told = told.map_or(&[][..], |told| &told.data);
+        let mut line = good_line(shape, results, index, told, micros.next().unwrap_or(average));
+        (line.item, line.item_base64) = text_or_base64(item);
+        line.args = line.item.map(|item| [item]);
+        (line.output, line.output_base64) = text_or_base64(without_framing(shape.results, own));
+        push_line(out, &line);
+    }
+}
+
+/// Appends the line that stands for a failed item in the output.
+pub(super) fn push_failure(out: &mut Vec<u8>, shape: Shape, record: &FailureRecord) {
+    let mut line = failure_line(shape, record);
+    line.output = Some("");
+    push_line(out, &line);
+}
+
+/// Appends a line of the failures file: `offset` is where the item's bytes would be in raw output.
+pub(super) fn push_failures_file_line(
+    out: &mut Vec<u8>,
+    shape: Shape,
+    record: &FailureRecord,
+    offset: u64,
+    function: &str,
+) {
+    let mut line = failure_line(shape, record);
+    line.offset = Some(offset);
+    line.function = Some(function);
+    push_line(out, &line);
+}
+
+fn good_line<'a>(
+    shape: Shape,
+    results: &'a Results,
+    index: u32,
+    stderr: &'a [u8],
+    micros: u64,
+) -> Line<'a> {
+    Line {
+        seq: results.range.first + u64::from(index) + 1,
+        items: None,
+        item: None,
+        item_base64: None,
+        args: None,
+        status: "ok",
+        exit: (shape.results == ResultShape::Printed).then_some(0),
+        signal: None,
+        error: None,
+        output: None,
+        output_base64: None,
+        stderr: String::from_utf8_lossy(stderr),
+        worker: Some(&results.worker),
+        attempts: results.runs,
+        seconds: seconds(micros),
+        offset: None,
+        function: None,
+    }
+}
+
+fn failure_line(shape: Shape, record: &FailureRecord) -> Line<'_> {
+    let (item, item_base64) =
+        if shape.is_block_wise { (None, None) } else { text_or_base64(&record.item) };
+    Line {
+        seq: record.range.first + 1,
+        items: shape.is_block_wise.then_some(record.range.items),
+        item,
+        item_base64,
+        args: item.map(|item| [item]),
+        status: record.kind.name(),
+        exit: record.exit,
+        signal: record.signal,
+        error: Some(&record.message),
+        output: None,
+        output_base64: None,
+        stderr: String::from_utf8_lossy(&record.stderr),
+        worker: record.worker.as_deref(),
+        attempts: record.runs,
+        seconds: seconds(record.micros),
+        offset: None,
+        function: None,
+    }
+}
+
+fn push_line(out: &mut Vec<u8>, line: &Line<'_>) {
+    serde_json::to_writer(&mut *out, line).expect("strings and numbers always can be JSON");
+    out.push(b'\n');
+}
+
+fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(BASE64.encode(bytes))),
+    }
+}
+
+fn without_framing(shape: ResultShape, output: &[u8]) -> &[u8] {
+    match shape {
+        ResultShape::Printed => output,
+        // Only its end is taken off: a result may have the separator within it.
+        ResultShape::Framed(Framing::Separator(separator)) => {
+            output.strip_suffix(&[separator]).unwrap_or(output)
+        }
+        ResultShape::Framed(Framing::LengthPrefixed) => {
+            Framing::LengthPrefixed.items(output).next().unwrap_or_default()
+        }
+    }
+}
+
+fn seconds(micros: u64) -> f64 {
+    micros as f64 / 1e6
+}

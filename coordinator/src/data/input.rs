@@ -1,0 +1,432 @@
+//! The input of a job as the driver sees it: what has been read, how much, and chunks cut from it
+//! when a slot asks for one. Nothing here waits.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use widemap_common::framing::{Framing, push_length_prefixed};
+use widemap_common::ids::ItemRange;
+use widemap_common::limits::{CHUNK_ITEMS_MAX, ITEM_BYTES_MAX, PIPE_BYTES, READ_BLOCK_BYTES};
+
+use super::block::{Block, BlockRule, Bounds, Splitter, fit};
+use super::reader::{Reader, Reading};
+
+/// Where items come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// Standard input.
+    Stdin,
+    /// A file, a FIFO or a device, by its path.
+    File(PathBuf),
+    /// A list that is there already, as from the command line.
+    Items(Vec<Vec<u8>>),
+}
+
+/// Why input could not be read, or not cut into items.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// It could not be opened.
+    #[error("cannot open {}: {source}", path.display())]
+    Open {
+        /// As it was named.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is a directory.
+    #[error("{} is a directory: name a file of items, or list it with `find`", .0.display())]
+    Directory(PathBuf),
+    /// The thread that reads could not be started.
+    #[error("cannot start to read {name}: {source}")]
+    Start {
+        /// What is read.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A read failed.
+    #[error("cannot read {name} from byte {offset} on: {source}")]
+    Read {
+        /// What is read.
+        name: String,
+        /// How far it was read.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// An item is longer than any can be.
+    #[error(
+        "item {item}, at byte {offset} of the input or behind it, is longer than {bytes_max} \
+         bytes: is this the right separator (-0, -d)?"
+    )]
+    ItemTooLong {
+        /// Its number, from 1.
+        item: u64,
+        /// Where its block begins.
+        offset: u64,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// Items with their lengths before them, of which the last is not whole.
+    #[error("item {item} is cut short: the input ends within it")]
+    CutShort {
+        /// Its number, from 1.
+        item: u64,
+    },
+    /// An item of a list has the separator in it.
+    #[error("item {item} contains the separator (byte {separator}) that items end in")]
+    SeparatorInItem {
+        /// Its number, from 1.
+        item: u64,
+        /// The separator.
+        separator: u8,
+    },
+}
+
+impl InputError {
+    /// Whether nothing of the input was read.
+    #[must_use]
+    pub fn is_before_start(&self) -> bool {
+        !matches!(self, Self::Read { .. } | Self::ItemTooLong { .. } | Self::CutShort { .. })
+    }
+}
+
+/// A contiguous run of items, the unit that is sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chunk {
+    /// Which items.
+    pub range: ItemRange,
+    /// Their bytes with their framing, shared with the read buffer.
+    pub bytes: Bytes,
+    /// Where they begin, counted from the first byte that was read.
+    pub offset: u64,
+}
+
+/// What has been read and is not cut, and what is known of the rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct InputLevel {
+    /// Items that can be cut now; blocks, where each block is a chunk.
+    pub ready_items: u64,
+    /// Bytes that can be cut now.
+    pub ready_bytes: u64,
+    /// Bytes that come after those, if it is known; `Some(0)` only once the input has ended.
+    pub rest_bytes: Option<u64>,
+}
+
+/// A regular file that is being read, from which payload can be read again.
+#[derive(Debug)]
+pub struct InputFile {
+    pub(super) file: File,
+    pub(super) name: String,
+    /// Where reading began in it: standard input may have been read before us.
+    pub(super) base: u64,
+    pub(super) length: u64,
+    pub(super) modified: (i64, i64),
+}
+
+/// The input of a job.
+pub struct Input {
+    framing: Framing,
+    rule: BlockRule,
+    ready: VecDeque<Block>,
+    ready_items: u64,
+    ready_bytes: u64,
+    gathered: Gathered,
+    cut_items: u64,
+    /// Bytes that have arrived from the reader, and how many are expected of a regular file.
+    arrived_bytes: u64,
+    expected_bytes: Option<u64>,
+    end: Option<Result<(), InputError>>,
+    reader: Option<Reader>,
+    file: Option<InputFile>,
+}
+
+/// The beginning of a chunk of an exact number of items, joined from several blocks.
+#[derive(Default)]
+struct Gathered {
+    bytes: Vec<u8>,
+    items: u64,
+    offset: u64,
+}
+
+impl Input {
+    /// Opens the input and starts to read it. `notify` is called, from a thread, whenever
+    /// [`Input::poll`] has something to take.
+    ///
+    /// # Errors
+    /// [`InputError`] if it cannot be opened, or (for a list) an item does not fit the framing.
+    pub fn open(
+        source: Source,
+        framing: Framing,
+        rule: BlockRule,
+        notify: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, InputError> {
+        let mut input = Self {
+            framing,
+            rule,
+            ready: VecDeque::new(),
+            ready_items: 0,
+            ready_bytes: 0,
+            gathered: Gathered::default(),
+            cut_items: 0,
+            arrived_bytes: 0,
+            expected_bytes: None,
+            end: None,
+            reader: None,
+            file: None,
+        };
+        let splitter = Splitter::new(framing, rule, ITEM_BYTES_MAX);
+        let (file, name) = match source {
+            Source::Items(items) => {
+                input.arrive(split_list(&items, framing, splitter)?);
+                input.end = Some(Ok(()));
+                notify();
+                return Ok(input);
+            }
+            Source::File(path) => (open_file(&path)?, path.display().to_string()),
+            Source::Stdin => {
+                let name = "standard input".to_owned();
+                match io::stdin().as_fd().try_clone_to_owned() {
+                    Ok(fd) => (File::from(fd), name),
+                    Err(source) => return Err(InputError::Start { name, source }),
+                }
+            }
+        };
+        input.start(file, &name, splitter, Box::new(notify))?;
+        Ok(input)
+    }
+
+    fn start(
+        &mut self,
+        mut file: File,
+        name: &str,
+        splitter: Splitter,
+        notify: super::reader::Notify,
+    ) -> Result<(), InputError> {
+        let failed = |source| InputError::Start { name: name.to_owned(), source };
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.is_file() {
+            let base = file.stream_position().map_err(failed)?;
+            self.expected_bytes = Some(metadata.len().saturating_sub(base));
+            self.file = Some(InputFile {
+                file: file.try_clone().map_err(failed)?,
+                name: name.to_owned(),
+                base,
+                length: metadata.len(),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+            });
+        } else {
+            widen_pipe(&file);
+        }
+        let reading = Reading { file, name: name.to_owned(), is_regular: metadata.is_file() };
+        self.reader = Some(Reader::start(reading, splitter, notify).map_err(failed)?);
+        Ok(())
+    }
+
+    /// Takes what has arrived. True if the level may have changed.
+    pub fn poll(&mut self) -> bool {
+        let Some(reader) = &mut self.reader else { return false };
+        let arrived = reader.take();
+        let changed = !arrived.blocks.is_empty() || arrived.end.is_some();
+        if arrived.end.is_some() {
+            self.end = arrived.end;
+        }
+        self.arrive(arrived.blocks);
+        changed
+    }
+
+    /// What can be cut now, and what is known of the rest.
+    #[must_use]
+    pub fn level(&self) -> InputLevel {
+        let rest_bytes = match (&self.end, self.expected_bytes) {
+            (Some(_), _) => Some(0),
+            // A file that grew, or has no length to tell, has not ended before its end was read.
+            (None, Some(expected)) => Some(expected.saturating_sub(self.arrived_bytes).max(1)),
+            (None, None) => None,
+        };
+        let ready_items =
+            if self.rule.is_block_wise() { self.ready.len() as u64 } else { self.ready_items };
+        InputLevel { ready_items, ready_bytes: self.ready_bytes, rest_bytes }
+    }
+
+    /// Cuts a chunk of at most `items_max` items and `bytes_max` bytes from what has arrived; one
+    /// longer item goes alone. Block-wise, it is the next block, whatever its size.
+    pub fn cut(&mut self, items_max: u32, bytes_max: u64) -> Option<Chunk> {
+        if self.gathered.items > 0 {
+            return Some(self.take_gathered());
+        }
+        let block = self.ready.front()?;
+        let (items, length) = if self.rule.is_block_wise() {
+            (block.items, block.bytes.len())
+        } else {
+            let bounds = Bounds {
+                items_max: u64::from(items_max.clamp(1, CHUNK_ITEMS_MAX)),
+                bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX),
+            };
+            fit(self.framing, &block.bytes, block.items, bounds)
+        };
+        let (bytes, offset) = self.take(items, length);
+        Some(self.chunk(bytes, items, offset))
+    }
+
+    /// Cuts a chunk of exactly `items` items, joined by a copy where they lie in several blocks;
+    /// fewer only at the end of the input. `None` until that many have arrived.
+    pub fn cut_exact(&mut self, items: u32) -> Option<Chunk> {
+        let wanted = u64::from(items.clamp(1, CHUNK_ITEMS_MAX));
+        loop {
+            let missing = wanted - self.gathered.items;
+            let Some(block) = self.ready.front() else { break };
+            if self.gathered.items == 0 && block.items >= wanted {
+                let bounds = Bounds { items_max: wanted, bytes_max: usize::MAX };
+                let (items, length) = fit(self.framing, &block.bytes, block.items, bounds);
+                let (bytes, offset) = self.take(items, length);
+                return Some(self.chunk(bytes, items, offset));
+            }
+            // What is gathered no longer holds up the reader, however many blocks it takes.
+            let bounds = Bounds { items_max: missing, bytes_max: usize::MAX };
+            let (items, length) = fit(self.framing, &block.bytes, block.items, bounds);
+            let (bytes, offset) = self.take(items, length);
+            if self.gathered.items == 0 {
+                self.gathered.offset = offset;
+            }
+            self.gathered.bytes.extend_from_slice(&bytes);
+            self.gathered.items += items;
+            self.ready_items += items;
+            self.ready_bytes += bytes.len() as u64;
+            if self.gathered.items == wanted {
+                break;
+            }
+        }
+        let complete = self.gathered.items == wanted
+            || (self.gathered.items > 0 && self.end.is_some() && self.ready.is_empty());
+        complete.then(|| self.take_gathered())
+    }
+
+    /// Why the input could not be read to its end: told once every item before is cut.
+    #[must_use]
+    pub fn error(&self) -> Option<&InputError> {
+        let nothing_before = self.ready.is_empty() && self.gathered.items == 0;
+        self.end.as_ref().filter(|_| nothing_before)?.as_ref().err()
+    }
+
+    /// The same, given away.
+    pub fn take_error(&mut self) -> Option<InputError> {
+        self.error()?;
+        self.end.replace(Ok(()))?.err()
+    }
+
+    /// Whether everything was read and cut, or an error ended it.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.end.is_some() && self.ready.is_empty() && self.gathered.items == 0
+    }
+
+    /// Items that were cut so far.
+    #[must_use]
+    pub fn cut_items(&self) -> u64 {
+        self.cut_items
+    }
+
+    /// The regular file that is read, if it is one: for [`super::HeldInput::with_file`]. Told once.
+    pub fn take_file(&mut self) -> Option<InputFile> {
+        self.file.take()
+    }
+
+    fn arrive(&mut self, blocks: impl IntoIterator<Item = Block>) {
+        for block in blocks {
+            self.ready_items += block.items;
+            self.ready_bytes += block.bytes.len() as u64;
+            self.arrived_bytes += block.bytes.len() as u64;
+            self.ready.push_back(block);
+        }
+    }
+
+    /// Takes so many items, of so many bytes, from the first block.
+    fn take(&mut self, items: u64, length: usize) -> (Bytes, u64) {
+        let block = self.ready.front_mut().expect("the caller looked at the first block");
+        let offset = block.offset;
+        self.ready_items -= items;
+        self.ready_bytes -= length as u64;
+        if length < block.bytes.len() {
+            block.items -= items;
+            block.offset += length as u64;
+            return (block.bytes.split_to(length), offset);
+        }
+        let block = self.ready.pop_front().expect("the caller looked at the first block");
+        if let Some(reader) = &self.reader {
+            reader.block_done();
+        }
+        (block.bytes, offset)
+    }
+
+    fn take_gathered(&mut self) -> Chunk {
+        let Gathered { bytes, items, offset } = std::mem::take(&mut self.gathered);
+        self.ready_items -= items;
+        self.ready_bytes -= bytes.len() as u64;
+        self.chunk(Bytes::from(bytes), items, offset)
+    }
+
+    fn chunk(&mut self, bytes: Bytes, items: u64, offset: u64) -> Chunk {
+        let count = u32::try_from(items).expect("a chunk has at most CHUNK_ITEMS_MAX items");
+        let range = ItemRange::new(self.cut_items, count);
+        self.cut_items += items;
+        Chunk { range, bytes, offset }
+    }
+}
+
+fn open_file(path: &PathBuf) -> Result<File, InputError> {
+    let failed = |source| InputError::Open { path: path.clone(), source };
+    // A FIFO that nobody writes to yet must not hold up the driver: its reader waits for it.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_dir() {
+        return Err(InputError::Directory(path.clone()));
+    }
+    Ok(file)
+}
+
+/// A larger pipe means fewer turns between the program that writes it and us.
+#[cfg(target_os = "linux")]
+pub(super) fn widen_pipe(file: &File) {
+    // Refused for what is no pipe, or past the user's quota: then it stays as it is.
+    let _ = rustix::pipe::fcntl_setpipe_size(file, PIPE_BYTES);
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn widen_pipe(_file: &File) {}
+
+fn split_list(
+    items: &[Vec<u8>],
+    framing: Framing,
+    mut splitter: Splitter,
+) -> Result<Vec<Block>, InputError> {
+    let mut blocks = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let number = index as u64 + 1;
+        if item.len() > ITEM_BYTES_MAX {
+            let bytes_max = ITEM_BYTES_MAX;
+            return Err(InputError::ItemTooLong { item: number, offset: 0, bytes_max });
+        }
+        let buffer = splitter.room();
+        match framing {
+            Framing::LengthPrefixed => push_length_prefixed(buffer, item),
+            Framing::Separator(separator) if memchr::memchr(separator, item).is_some() => {
+                return Err(InputError::SeparatorInItem { item: number, separator });
+            }
+            Framing::Separator(separator) => {
+                buffer.extend_from_slice(item);
+                buffer.push(separator);
+            }
+        }
+        if buffer.len() >= READ_BLOCK_BYTES {
+            blocks.extend(splitter.take_blocks()?);
+        }
+    }
+    blocks.extend(splitter.finish()?);
+    Ok(blocks)
+}

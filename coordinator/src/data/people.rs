@@ -1,0 +1,65 @@
+//! Lines for people about single items, on standard error: bounded, and without control characters,
+//! since items and what they print come from anywhere.
+
+use std::fmt::Write;
+
+use widemap_common::limits::ITEM_CHARS_SHOWN;
+
+/// An item as lines for people show it: cut to [`ITEM_CHARS_SHOWN`] characters, and escaped.
+#[must_use]
+pub fn item_shown(item: &[u8]) -> String {
+    // No more is looked at than could be shown, however long the item is.
+    let head = &item[..item.len().min(ITEM_CHARS_SHOWN * 4 + 4)];
+    let text = String::from_utf8_lossy(head);
+    let mut shown = String::new();
+    push_escaped(&mut shown, text.chars().take(ITEM_CHARS_SHOWN));
+    if head.len() < item.len() || text.chars().count() > ITEM_CHARS_SHOWN {
+        shown.push('…');
+    }
+    shown
+}
+
+/// What an item wrote on standard error, each line as `[seq item] text`; `seq` counts from 1.
+/// `is_cut` says that there was more before it.
+#[must_use]
+pub fn stderr_lines(seq: u64, item: &[u8], stderr: &[u8], is_cut: bool) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let mut shown = String::new();
+    let item = item_shown(item);
+    for (index, line) in text.lines().enumerate() {
+        let cut = if is_cut && index == 0 { "…" } else { "" };
+        write!(shown, "[{seq} {item}] {cut}").expect("a string takes all");
+        push_escaped(&mut shown, line.chars());
+        shown.push('\n');
+    }
+    shown
+}
+
+fn push_escaped(shown: &mut String, characters: impl Iterator<Item = char>) {
+    for character in characters {
+        if character.is_control() && character != '\t' {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_items_print_can_not_steer_a_terminal() {
+        let lines = stderr_lines(3, b"a\x1b[31m", b"one\ntwo\x07\n", false);
+        assert_eq!(lines, "[3 a\\u{1b}[31m] one\n[3 a\\u{1b}[31m] two\\u{7}\n");
+    }
+
+    #[test]
+    fn long_items_are_cut() {
+        let shown = item_shown("ä".repeat(1000).as_bytes());
+        assert_eq!(shown, format!("{}…", "ä".repeat(ITEM_CHARS_SHOWN)));
+        assert_eq!(item_shown("ä".repeat(ITEM_CHARS_SHOWN).as_bytes()).chars().count(), 40);
+        assert_eq!(stderr_lines(1, b"x", b"tail", true), "[1 x] …tail\n");
+    }
+}

@@ -1,0 +1,204 @@
+//! The OS thread that reads the input, so that the driver never waits for a disk or a slow pipe. It
+//! hands over whole blocks, a few ahead of the cutting, and can be woken to end at any time.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use widemap_common::limits::READ_AHEAD_BLOCKS;
+
+use super::block::{Block, Splitter};
+use super::input::InputError;
+
+/// Called from the thread whenever a block was queued, and at the end.
+pub(super) type Notify = Box<dyn Fn() + Send + Sync>;
+
+/// The reader as the driver's side sees it.
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    /// Closed to wake the thread from its wait for input.
+    wake: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What [`Reader::take`] found.
+pub(super) struct Arrived {
+    pub(super) blocks: VecDeque<Block>,
+    /// How the input ended, told once, after its last block.
+    pub(super) end: Option<Result<(), InputError>>,
+}
+
+/// How a file is read.
+pub(super) struct Reading {
+    pub(super) file: File,
+    /// What errors call it.
+    pub(super) name: String,
+    /// A regular file is never waited for; anything else is delivered as it arrives.
+    pub(super) is_regular: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    room: Condvar,
+    notify: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Block>,
+    /// Blocks that are queued, or taken and not cut up yet: these are what is bounded.
+    outstanding: usize,
+    end: Option<Result<(), InputError>>,
+    /// The thread has said its last, or panicked.
+    is_over: bool,
+    closed: bool,
+}
+
+impl Reader {
+    pub(super) fn start(
+        reading: Reading,
+        splitter: Splitter,
+        notify: Notify,
+    ) -> Result<Self, std::io::Error> {
+        let (wake_read, wake_write) = rustix::pipe::pipe()?;
+        let shared = Arc::new(Shared { state: Mutex::default(), room: Condvar::new(), notify });
+        let for_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("input".into()).spawn(move || {
+            // Whatever ends the thread, a panic too, the driver hears of it.
+            let _over = OverAtEnd(&for_thread);
+            let mut splitter = splitter;
+            let end = read_all(&reading, &mut splitter, &for_thread, &wake_read);
+            if end.is_err() {
+                for_thread.push(splitter.finish_broken());
+            }
+            for_thread.lock().end = end.transpose();
+        })?;
+        Ok(Self { shared, wake: Some(wake_write), thread: Some(thread) })
+    }
+
+    /// Takes what has arrived.
+    pub(super) fn take(&mut self) -> Arrived {
+        let (blocks, end, is_over) = {
+            let mut state = self.shared.lock();
+            (std::mem::take(&mut state.queue), state.end.take(), state.is_over)
+        };
+        if is_over
+            && let Some(thread) = self.thread.take()
+            && let Err(panic) = thread.join()
+        {
+            std::panic::resume_unwind(panic);
+        }
+        Arrived { blocks, end }
+    }
+
+    /// A block was cut up: another may be read.
+    pub(super) fn block_done(&self) {
+        let mut state = self.shared.lock();
+        state.outstanding -= 1;
+        drop(state);
+        self.shared.room.notify_one();
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.room.notify_one();
+        drop(self.wake.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed; a drop must not panic again.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_room(&self) -> bool {
+        self.lock().outstanding < READ_AHEAD_BLOCKS
+    }
+
+    /// Queues blocks as there is room. False if nobody wants them any more.
+    fn push(&self, blocks: Vec<Block>) -> bool {
+        for block in blocks {
+            let state = self.lock();
+            let is_full =
+                |state: &mut State| state.outstanding >= READ_AHEAD_BLOCKS && !state.closed;
+            let mut state =
+                self.room.wait_while(state, is_full).unwrap_or_else(PoisonError::into_inner);
+            if state.closed {
+                return false;
+            }
+            state.outstanding += 1;
+            state.queue.push_back(block);
+            drop(state);
+            (self.notify)();
+        }
+        true
+    }
+}
+
+struct OverAtEnd<'a>(&'a Shared);
+
+impl Drop for OverAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_over = true;
+        (self.0.notify)();
+    }
+}
+
+/// Reads to the end. `None` if the reader was closed before.
+fn read_all(
+    reading: &Reading,
+    splitter: &mut Splitter,
+    shared: &Shared,
+    wake: &OwnedFd,
+) -> Result<Option<()>, InputError> {
+    let mut read_bytes = 0;
+    loop {
+        if !reading.is_regular && !wait_readable(&reading.file, wake) {
+            return Ok(None);
+        }
+        match rustix::io::read(&reading.file, spare_capacity(splitter.room())) {
+            Ok(0) => break,
+            Ok(bytes) => read_bytes += bytes as u64,
+            Err(Errno::INTR | Errno::AGAIN) => continue,
+            Err(errno) => {
+                let source = errno.into();
+                let name = reading.name.clone();
+                return Err(InputError::Read { name, offset: read_bytes, source });
+            }
+        }
+        let gather = !splitter.is_full()
+            && !splitter.is_block_wise()
+            && (reading.is_regular || (!shared.has_room() && is_readable(&reading.file)));
+        if !gather && !shared.push(splitter.take_blocks()?) {
+            return Ok(None);
+        }
+    }
+    Ok(shared.push(splitter.finish()?).then_some(()))
+}
+
+/// Waits until the file can be read. False if the reader was closed.
+fn wait_readable(file: &File, wake: &OwnedFd) -> bool {
+    let mut fds = [
+        PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN),
+    ];
+    // An error of poll is met again by the read that follows, which tells it.
+    while poll(&mut fds, None) == Err(Errno::INTR) {}
+    fds[1].revents().is_empty()
+}
+
+fn is_readable(file: &File) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(ready) if ready > 0)
+}

@@ -1,0 +1,341 @@
+//! The OS thread that writes the output, so that the driver never waits for a slow reader or disk.
+//! It renders what has to be rendered, and writes the failures file beside the output, in the order
+//! of the items.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use widemap_common::limits::SINK_QUEUE_BYTES;
+
+use super::failures_file::FailuresFile;
+use super::format::{Format, Shape};
+use super::input::widen_pipe;
+use super::output_file::OutputFile;
+use super::piece::Emit;
+use super::render::Renderer;
+use super::spill::Notify;
+
+/// Why the output could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// Whoever read the output has closed it: that ends a job quietly.
+    #[error("the reader of {name} has closed it")]
+    Closed {
+        /// What was written to.
+        name: String,
+    },
+    /// A write failed.
+    #[error("cannot write {name}: {source}")]
+    Write {
+        /// What was written to.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Results that waited on disk could not be read again.
+    #[error("cannot read results that waited on disk: {source}")]
+    Spill {
+        /// Why.
+        source: io::Error,
+    },
+    /// The thread that writes could not be started.
+    #[error("cannot start to write {name}: {source}")]
+    Start {
+        /// What was to be written to.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl SinkError {
+    /// Whether whoever read the output has left, which is no error of a map.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed { .. })
+    }
+
+    /// Whether nothing was run yet: the failures file of a named path is made at the start.
+    #[must_use]
+    pub fn is_before_start(&self) -> bool {
+        matches!(self, Self::Start { .. })
+    }
+}
+
+/// What the sink writes to.
+#[derive(Debug)]
+pub struct SinkTarget {
+    pub(super) file: File,
+    pub(super) name: String,
+}
+
+/// What the sink writes, and how.
+#[derive(Debug)]
+pub struct SinkConfig {
+    /// Standard output or a file.
+    pub target: SinkTarget,
+    /// How results are written.
+    pub format: Format,
+    /// What the bytes of results are.
+    pub shape: Shape,
+    /// What a line ends in that is added to raw output: the separator of the items, or a newline.
+    pub separator: u8,
+    /// Whether the output is hashed, as for a receipt.
+    pub is_hashed: bool,
+    /// Where failed items are written.
+    pub failures: Option<FailuresFile>,
+    /// The digest of the function, for the failures file.
+    pub function: String,
+}
+
+/// What was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SinkReport {
+    /// Bytes of the output.
+    pub output_bytes: u64,
+    /// The hash of the output, in hexadecimal, if it was wanted.
+    pub output_blake3: Option<String>,
+    /// Lines of the failures file.
+    pub failures: u64,
+}
+
+impl SinkTarget {
+    /// Standard output.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn stdout() -> Result<Self, SinkError> {
+        let name = "standard output".to_owned();
+        match io::stdout().as_fd().try_clone_to_owned() {
+            Ok(fd) => Ok(Self { file: fd.into(), name }),
+            Err(source) => Err(SinkError::Start { name, source }),
+        }
+    }
+
+    /// The file of `--output`.
+    ///
+    /// # Errors
+    /// If its descriptor can not be had twice.
+    pub fn output_file(output: &OutputFile) -> Result<Self, SinkError> {
+        let name = output.path().display().to_string();
+        match output.file().try_clone() {
+            Ok(file) => Ok(Self { file, name }),
+            Err(source) => Err(SinkError::Start { name, source }),
+        }
+    }
+
+    /// Any file, and what errors call it.
+    #[must_use]
+    pub fn file(file: File, name: String) -> Self {
+        Self { file, name }
+    }
+}
+
+/// The sink as its owner, the merge, sees it.
+pub(super) struct Sink {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Bytes that were handed over and are not written yet.
+    queued_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+    /// Whether the owner was told that there is no room, and waits to hear of it.
+    is_awaited: AtomicBool,
+    has_failed: AtomicBool,
+    notify: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    emits: Vec<Emit>,
+    is_sleeping: bool,
+    is_closed: bool,
+    /// The owner is gone: what is queued is of no use.
+    is_abandoned: bool,
+    /// The thread has said its last, or panicked.
+    is_over: bool,
+    outcome: Option<Result<SinkReport, SinkError>>,
+}
+
+impl Sink {
+    pub(super) fn start(config: SinkConfig, notify: Notify) -> Result<Self, SinkError> {
+        widen_pipe(&config.target.file);
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            queued_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            is_awaited: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+            notify,
+        });
+        let for_thread = Arc::clone(&shared);
+        let name = config.target.name.clone();
+        let thread = std::thread::Builder::new().name("output".into()).spawn(move || {
+            // Whatever ends the thread, a panic too, the driver hears of it.
+            let _over = OverAtEnd(&for_thread);
+            let outcome = for_thread.run(Renderer::new(config));
+            for_thread.lock().outcome = Some(outcome);
+        });
+        match thread {
+            Ok(thread) => Ok(Self { shared, thread: Some(thread) }),
+            Err(source) => Err(SinkError::Start { name, source }),
+        }
+    }
+
+    /// Whether more can be handed over, beside `outgoing_bytes`. If not, the owner is notified when
+    /// there is room.
+    pub(super) fn has_room(&self, outgoing_bytes: u64) -> bool {
+        let has_room =
+            || self.shared.queued_bytes.load(Ordering::SeqCst) + outgoing_bytes < SINK_QUEUE_BYTES;
+        if has_room() {
+            return true;
+        }
+        self.shared.is_awaited.store(true, Ordering::SeqCst);
+        // Asked again: the room may have come before the thread could see that it is awaited.
+        has_room()
+    }
+
+    /// Hands over what is to be written next.
+    pub(super) fn push(&self, emits: &mut Vec<Emit>) {
+        let bytes = emits.iter().map(Emit::memory_bytes).sum();
+        self.shared.queued_bytes.fetch_add(bytes, Ordering::SeqCst);
+        let mut queue = self.shared.lock();
+        if queue.emits.is_empty() {
+            std::mem::swap(&mut queue.emits, emits);
+        } else {
+            queue.emits.append(emits);
+        }
+        if std::mem::take(&mut queue.is_sleeping) {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.shared.lock().is_closed = true;
+        self.shared.wake.notify_one();
+    }
+
+    pub(super) fn outcome(&mut self) -> Option<Result<SinkReport, SinkError>> {
+        let mut queue = self.shared.lock();
+        let (is_over, outcome) = (queue.is_over, queue.outcome.take());
+        drop(queue);
+        if is_over
+            && let Some(thread) = self.thread.take()
+            && let Err(panic) = thread.join()
+        {
+            std::panic::resume_unwind(panic);
+        }
+        outcome
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.shared.has_failed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.shared.written_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let mut queue = self.shared.lock();
+        queue.is_abandoned = true;
+        let is_idle = queue.is_sleeping || queue.is_over;
+        drop(queue);
+        self.shared.wake.notify_one();
+        // A thread that is in the middle of a write may wait for a reader that never reads: then it
+        // can not be joined, and ends by itself, or with the process.
+        if is_idle && let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed; a drop must not panic again.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread: writes what is queued until it is closed. After an error it only takes.
+    fn run(&self, mut renderer: Renderer) -> Result<SinkReport, SinkError> {
+        let mut error = None;
+        while let Some(emits) = self.next(&mut renderer, &mut error) {
+            for emit in emits {
+                let bytes = emit.memory_bytes();
+                if error.is_none() {
+                    error = renderer.emit(emit).err();
+                    self.note(&renderer, error.is_some());
+                }
+                self.done(bytes);
+            }
+        }
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let report = renderer.finish();
+        self.note(&renderer, report.is_err());
+        report
+    }
+
+    /// What was queued; `None` at the end. Before it waits, it flushes: what trickles is seen.
+    fn next(&self, renderer: &mut Renderer, error: &mut Option<SinkError>) -> Option<Vec<Emit>> {
+        loop {
+            let mut queue = self.lock();
+            if queue.is_abandoned {
+                return None;
+            }
+            if !queue.emits.is_empty() {
+                return Some(std::mem::take(&mut queue.emits));
+            }
+            if queue.is_closed {
+                return None;
+            }
+            if error.is_none() && !renderer.is_flushed() {
+                drop(queue);
+                *error = renderer.flush().err();
+                self.note(renderer, error.is_some());
+                continue;
+            }
+            queue.is_sleeping = true;
+            let asleep =
+                |queue: &mut Queue| queue.is_sleeping && !queue.is_closed && !queue.is_abandoned;
+            let woken = self.wake.wait_while(queue, asleep);
+            woken.unwrap_or_else(PoisonError::into_inner).is_sleeping = false;
+        }
+    }
+
+    fn note(&self, renderer: &Renderer, has_failed: bool) {
+        self.written_bytes.store(renderer.output_bytes(), Ordering::Relaxed);
+        if has_failed {
+            self.has_failed.store(true, Ordering::Release);
+            (self.notify)();
+        }
+    }
+
+    fn done(&self, bytes: u64) {
+        let left = self.queued_bytes.fetch_sub(bytes, Ordering::SeqCst) - bytes;
+        if left <= SINK_QUEUE_BYTES / 2 && self.is_awaited.swap(false, Ordering::SeqCst) {
+            (self.notify)();
+        }
+    }
+}
+
+struct OverAtEnd<'a>(&'a Shared);
+
+impl Drop for OverAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_over = true;
+        (self.0.notify)();
+    }
+}

@@ -1,0 +1,121 @@
+//! Whether the map has workers at all, and what it says about them.
+
+use super::fleet::LinkStatus;
+use super::{Driver, INTRODUCTION};
+use crate::error::MapError;
+use widemap_common::time::Time;
+
+impl Driver {
+    /// Notices when the map is left without a usable worker, and when that ends.
+    pub(super) fn watch_company(&mut self) {
+        let usable = self
+            .fleet
+            .workers()
+            .any(|(id, worker)| worker.is_or_may_be_alive() && !self.job.has_refused(id));
+        match (usable, self.alone_since) {
+            (true, Some(_)) => {
+                if std::mem::take(&mut self.said.waiting) {
+                    self.notices.say("a worker is here: going on");
+                }
+                self.alone_since = None;
+            }
+            (false, None) if !self.end.cancelled && !self.end.job_ended => {
+                self.alone_since = Some(self.now);
+            }
+            _ => {}
+        }
+        let answered = self.all_answered();
+        if answered || self.now >= Time::ZERO + INTRODUCTION {
+            self.introduce();
+        }
+        if self.alone_since.is_some() && answered && !self.end.cancelled {
+            self.say_waiting();
+        }
+        if self.job.unusable && answered && !usable && !self.end.cancelled {
+            let refusals = self.job.refusals();
+            self.alone_since = None;
+            self.fail(MapError::Unusable { refusals });
+        }
+    }
+
+    /// Whether every place has been heard of.
+    fn all_answered(&self) -> bool {
+        let mut places = self.fleet.places().peekable();
+        let silent = |status: &LinkStatus| *status == LinkStatus::Dialling;
+        places.peek().is_some() && !places.any(|(_, _, status)| silent(status))
+    }
+
+    /// The first line: workers, slots, source.
+    pub(super) fn introduce(&mut self) {
+        let attached: Vec<_> =
+            self.fleet.workers().filter(|(_, worker)| worker.is_attached()).collect();
+        if self.said.start || attached.is_empty() {
+            return;
+        }
+        let slots: u32 = attached.iter().map(|(_, w)| self.fleet.slots(w.hello.slots)).sum();
+        let workers = attached.len();
+        let only_here = attached.iter().all(|(id, _)| self.fleet.is_embedded(*id));
+        let line = match only_here && self.fleet.places().count() == 1 {
+            true => format!("this machine only: {}", plural(slots.into(), "slot")),
+            false => format!(
+                "{}, {}, from {}",
+                plural(workers as u64, "worker"),
+                plural(slots.into(), "slot"),
+                self.fleet.sources().join(" and ")
+            ),
+        };
+        self.notices.say(&line);
+        self.said.start = true;
+    }
+
+    fn say_waiting(&mut self) {
+        if self.said.waiting || self.job.unusable {
+            return;
+        }
+        self.said.waiting = true;
+        let limit = match self.wait {
+            crate::cli::Wait::For(time) => format!(", up to {time:?}"),
+            crate::cli::Wait::Forever => String::new(),
+        };
+        self.notices.say(&format!("waiting for a worker{limit}"));
+        for line in self.describe_places() {
+            self.notices.say(line.trim_start());
+        }
+    }
+
+    /// Each place and what it answered, a line each.
+    pub(super) fn describe_places(&self) -> Vec<String> {
+        let mut lines: Vec<_> = self
+            .fleet
+            .places()
+            .map(|(place, sources, status)| {
+                let sources: Vec<_> = sources.iter().map(String::as_str).collect();
+                let state = self.describe(status);
+                format!("  {place} (from {}): {state}", sources.join(", "))
+            })
+            .collect();
+        lines.extend(self.fleet.troubles().map(|(source, text)| format!("  {source}: {text}")));
+        if lines.is_empty() {
+            lines.push("  no source names any worker".to_owned());
+        }
+        lines
+    }
+
+    fn describe(&self, status: &LinkStatus) -> String {
+        match status {
+            LinkStatus::Dialling => "no answer yet".to_owned(),
+            LinkStatus::Attached(worker) => match self.job.refusal_of(*worker) {
+                Some(refusal) => format!("cannot run this: {refusal}"),
+                None => "attached".to_owned(),
+            },
+            LinkStatus::Cut(_, reason) => format!("cut off: {reason}"),
+            LinkStatus::Alias(worker) => format!("the same worker as {}", self.fleet.name(*worker)),
+            LinkStatus::Unreachable(error) => error.to_string(),
+            LinkStatus::Refused(reason) => reason.clone(),
+        }
+    }
+}
+
+fn plural(count: u64, word: &str) -> String {
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
+}

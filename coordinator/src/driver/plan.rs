@@ -1,0 +1,92 @@
+//! What a map is to do, decided before anything runs, and what came of it.
+
+use std::path::PathBuf;
+
+use widemap_common::spec::JobSpec;
+use widemap_common::time::Timers;
+use widemap_sched::event::JobPolicy;
+
+use crate::cli::Wait;
+use crate::data::{BlockRule, Source};
+use crate::error::MapError;
+use crate::places;
+use crate::summary::{Counts, NamedFailure};
+
+/// One map.
+pub(crate) struct Plan {
+    /// What a worker must know. Its directory is what workers elsewhere use.
+    pub(crate) spec: JobSpec,
+    /// What the scheduler must know.
+    pub(crate) policy: JobPolicy,
+    /// Where the items come from.
+    pub(crate) source: Source,
+    /// How they are cut.
+    pub(crate) blocks: BlockRule,
+    /// Where workers may be.
+    pub(crate) sources: Vec<places::Source>,
+    /// Slots on this machine.
+    pub(crate) local: Option<u32>,
+    /// At most so many slots of each worker.
+    pub(crate) slots_max: Option<u32>,
+    /// How long to wait for a usable worker.
+    pub(crate) wait: Wait,
+    /// The timers of the sessions.
+    pub(crate) timers: Timers,
+    /// Where results go.
+    pub(crate) results: Results,
+    /// Say nothing but errors.
+    pub(crate) quiet: bool,
+    /// Show progress, if anybody sees it.
+    pub(crate) progress: bool,
+    /// No directory was named: embedded workers use the caller's.
+    pub(crate) private: bool,
+    /// Accepted results that wait in memory.
+    pub(crate) reorder_bytes_max: u64,
+    /// Accepted results that wait on disk.
+    pub(crate) spill_bytes_max: u64,
+    /// Input that is held for retries.
+    pub(crate) inflight_bytes_max: u64,
+}
+
+/// Where results go, and in which form.
+#[derive(Debug, Clone)]
+pub(crate) struct Results {
+    /// A file, or standard output.
+    pub(crate) output: Option<PathBuf>,
+    /// JSON lines, or the raw bytes.
+    pub(crate) json: bool,
+    /// As they come.
+    pub(crate) unordered: bool,
+    /// Where failures go; else to a file of their own, if there are any.
+    pub(crate) failures: Option<PathBuf>,
+    /// Where the receipt goes.
+    pub(crate) receipt: Option<PathBuf>,
+}
+
+/// What came of a map.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// How it ended.
+    pub(crate) ending: Ending,
+    /// What was done.
+    pub(crate) counts: Counts,
+    /// The first failures.
+    pub(crate) failures: Vec<NamedFailure>,
+    /// Where all of them are.
+    pub(crate) failures_file: Option<PathBuf>,
+    /// How to go on, if it was stopped.
+    pub(crate) advice: Option<String>,
+    /// What went wrong beside the items.
+    pub(crate) error: Option<MapError>,
+}
+
+/// How a map ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Every item has its result or its failure, or [`Outcome::error`] says why not.
+    Complete,
+    /// Whoever read standard output has seen enough.
+    ReaderGone,
+    /// This signal ended it.
+    Signal(i32),
+}

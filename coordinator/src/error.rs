@@ -1,0 +1,135 @@
+//! What can end a map as a whole, with the exit status that it ends in and what to do next.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::exit;
+
+/// See the file's head.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MapError {
+    /// Nothing to run was named.
+    #[error("no command was given")]
+    NoFunction,
+    /// Two things to run were named.
+    #[error("a command stands beside --builtin: `{0}`")]
+    TwoFunctions(String),
+    /// Items would be typed by hand.
+    #[error("no items: standard input is a terminal, and neither -a nor ::: was given")]
+    NoItems,
+    /// Items come from two places.
+    #[error("items come from {0} and from {1}: name one of them")]
+    TwoSources(&'static str, &'static str),
+    /// More than one `:::`.
+    #[error("more than one list of items (:::) is not supported yet")]
+    SeveralLists,
+    /// A value of an option makes no sense.
+    #[error("{flag}: {problem}")]
+    Flag {
+        /// Which.
+        flag: &'static str,
+        /// Why.
+        problem: String,
+    },
+    /// The log's filter cannot be read.
+    #[error("--log: {0}")]
+    LogFilter(#[from] tracing_subscriber::filter::ParseError),
+    /// The failures to run again cannot be read.
+    #[error("--from-failures {path}: {problem}")]
+    FromFailures {
+        /// The file.
+        path: PathBuf,
+        /// Why, with the line.
+        problem: String,
+    },
+    /// The input cannot be read.
+    #[error(transparent)]
+    Input(#[from] crate::data::InputError),
+    /// The output cannot be written.
+    #[error(transparent)]
+    Output(#[from] crate::data::SinkError),
+    /// The file of `--output` cannot be written.
+    #[error(transparent)]
+    OutputFile(#[from] crate::data::OutputFileError),
+    /// Input that is needed once more cannot be read again.
+    #[error(transparent)]
+    Held(#[from] crate::data::HeldError),
+    /// A file beside the output cannot be written.
+    #[error("cannot write {path}: {source}")]
+    SideFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// This machine gives no runtime, socket pair or process.
+    #[error("cannot start: {0}")]
+    Start(std::io::Error),
+    /// No worker could be used in time.
+    #[error("no worker could be used{}\n{}", within(*.waited), places.join("\n"))]
+    NoWorkers {
+        /// How long was waited.
+        waited: Option<Duration>,
+        /// Each place and what it answered.
+        places: Vec<String>,
+    },
+    /// Every worker refused the job.
+    #[error("no worker can run this\n{}", refusals.join("\n"))]
+    Unusable {
+        /// Each worker and why.
+        refusals: Vec<String>,
+    },
+    /// The counts do not add up.
+    #[error(transparent)]
+    Unbalanced(#[from] crate::data::Unbalanced),
+}
+
+impl MapError {
+    /// What to do next, where the message does not say it.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NoFunction => "for example: seq 10 | widemap map -- echo {}",
+            Self::TwoFunctions(_) => "name either a command or --builtin NAME",
+            Self::NoItems => {
+                "pipe a list in (seq 10 | widemap map -- echo {}), name a file (-a FILE), or list \
+                 items (widemap map echo {} ::: a b c)"
+            }
+            Self::SeveralLists => "put the combinations in one list, a line each",
+            Self::NoWorkers { .. } => {
+                "start `widemap-worker` there, or run on this machine with --local N"
+            }
+            Self::Unbalanced(_) => "please report it with the command and its receipt",
+            _ => return None,
+        })
+    }
+
+    /// The exit status.
+    pub(crate) fn status(&self) -> u8 {
+        match self {
+            Self::NoFunction
+            | Self::TwoFunctions(_)
+            | Self::NoItems
+            | Self::TwoSources(..)
+            | Self::SeveralLists
+            | Self::Flag { .. }
+            | Self::LogFilter(_)
+            | Self::FromFailures { .. }
+            | Self::Unusable { .. } => exit::USAGE,
+            Self::OutputFile(error) if error.is_before_start() => exit::USAGE,
+            Self::Input(error) if error.is_before_start() => exit::USAGE,
+            Self::Output(error) if error.is_before_start() => exit::USAGE,
+            Self::Input(_)
+            | Self::Output(_)
+            | Self::OutputFile(_)
+            | Self::Held(_)
+            | Self::SideFile { .. }
+            | Self::Start(_)
+            | Self::NoWorkers { .. }
+            | Self::Unbalanced(_) => exit::CLUSTER,
+        }
+    }
+}
+
+fn within(waited: Option<Duration>) -> String {
+    waited.map_or_else(String::new, |time| format!(" within {time:?}"))
+}

@@ -1,0 +1,26 @@
+//! The coordinator of Widemap, as a library: the binary `widemap` is a call of [`main`], and the
+//! outer tests and benches reach the data plane through [`data`].
+
+pub mod data;
+
+mod cli;
+mod driver;
+mod embedded;
+mod error;
+mod exit;
+mod logging;
+mod places;
+mod progress;
+mod session;
+mod summary;
+
+use std::process::ExitCode;
+
+/// The whole program: reads the command line, does what it says, returns the exit status.
+///
+/// Must be called before the process has a second thread: the spawner of embedded workers is forked
+/// from it.
+#[must_use]
+pub fn main() -> ExitCode {
+    cli::run(std::env::args_os().collect())
+}

@@ -1,0 +1,305 @@
+//! The task behind one address: connect, greet, carry, and after a cut connect again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+use widemap_common::backoff;
+use widemap_common::ids::AttemptId;
+use widemap_common::limits::STREAM_QUEUE;
+use widemap_common::time::Timers;
+use widemap_proto::session::{CoordinatorHello, HeldAttempt, Order, Report, WorkerHello};
+use widemap_proto::wire::{FromWorker, ToWorker};
+use widemap_proto::wire::worker_client::WorkerClient;
+use widemap_proto::{VERSION, WireError};
+
+use super::dial::{Dial, DialError};
+use super::outbox::Outbox;
+
+/// How long the end of a stream waits for the worker to hear of it.
+pub(crate) const GOODBYE: Duration = Duration::from_millis(500);
+
+/// One address that the coordinator keeps a connection to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct LinkId(pub(crate) u32);
+
+/// What a link tells the driver.
+#[derive(Debug)]
+pub(crate) struct LinkEvent {
+    /// Which link.
+    pub(crate) link: LinkId,
+    /// What happened.
+    pub(crate) news: LinkNews,
+}
+
+/// What happened to a link.
+#[derive(Debug)]
+pub(crate) enum LinkNews {
+    /// A worker answered: a stream is attached.
+    Attached { hello: Box<WorkerHello>, held: Vec<HeldAttempt>, round_trip: Duration },
+    /// What the worker reports.
+    Reports(Vec<Report>),
+    /// A ping came back.
+    RoundTrip(Duration),
+    /// A result arrived changed; the stream ends.
+    Corrupt { attempt: AttemptId, reason: String },
+    /// The stream broke.
+    Cut { reason: String },
+    /// There is no connection, and why.
+    Unreachable { error: DialError },
+    /// The peer answers but is not to be used; the link has ended.
+    Refused { reason: String },
+}
+
+/// What the driver keeps of a link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// What waits to be sent.
+    pub(crate) outbox: Arc<Outbox>,
+    /// Sends what waits, ends the stream in good order and with it the task.
+    pub(crate) goodbye: CancellationToken,
+}
+
+/// Starts the task of a link among `tasks`.
+pub(crate) fn spawn(
+    tasks: &mut JoinSet<()>,
+    id: LinkId,
+    dial: Dial,
+    hello: CoordinatorHello,
+    timers: Timers,
+    events: mpsc::Sender<LinkEvent>,
+) -> Link {
+    let outbox = Arc::new(Outbox::default());
+    let goodbye = CancellationToken::new();
+    let link = Link { outbox: outbox.clone(), goodbye: goodbye.clone() };
+    let runner = Runner { id, dial, hello, timers, events, outbox, goodbye };
+    tasks.spawn(async move { runner.run().await });
+    link
+}
+
+struct Runner {
+    id: LinkId,
+    dial: Dial,
+    hello: CoordinatorHello,
+    timers: Timers,
+    events: mpsc::Sender<LinkEvent>,
+    outbox: Arc<Outbox>,
+    goodbye: CancellationToken,
+}
+
+/// Why a stream ended.
+enum StreamEnd {
+    /// It may be opened again.
+    Cut(String),
+    /// It must not be: another version, another protocol.
+    Refused(String),
+    /// This side ended it.
+    Goodbye,
+}
+
+impl Runner {
+    /// Dials again and again, until goodbye is said.
+    async fn run(&self) {
+        let mut rng = fastrand::Rng::new();
+        let mut failures = 0;
+        loop {
+            let dialled = tokio::select! {
+                dialled = self.dial.connect(&self.timers) => dialled,
+                () = self.goodbye.cancelled() => return,
+            };
+            match dialled {
+                Err(error) => {
+                    self.tell(LinkNews::Unreachable { error }).await;
+                }
+                Ok(channel) => match self.carry(channel, &mut failures).await {
+                    StreamEnd::Refused(reason) => {
+                        return self.tell(LinkNews::Refused { reason }).await;
+                    }
+                    StreamEnd::Cut(reason) => self.tell(LinkNews::Cut { reason }).await,
+                    StreamEnd::Goodbye => return,
+                },
+            }
+            // The first attempt after a cut is made at once.
+            if failures > 0 {
+                let base = Duration::from_millis(self.timers.redial_ms);
+                let longest = Duration::from_millis(self.timers.redial_max_ms);
+                let pause = backoff::pause(failures - 1, base, longest, &mut rng);
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.goodbye.cancelled() => return,
+                }
+            }
+            failures += 1;
+        }
+    }
+
+    /// Carries one stream until it ends.
+    async fn carry(&self, channel: tonic::transport::Channel, failures: &mut u32) -> StreamEnd {
+        self.outbox.begin_stream();
+        let (orders, queue) = mpsc::channel(STREAM_QUEUE);
+        let begun = Instant::now();
+        let greeting = vec![Order::Hello(self.hello.clone())];
+        if orders.send(greeting.into()).await.is_err() {
+            return StreamEnd::Cut("the stream ended at once".to_owned());
+        }
+        let mut client = WorkerClient::new(channel);
+        let limit = Duration::from_millis(self.timers.connect_ms);
+        let opening = async {
+            let mut reports = client.session(ReceiverStream::new(queue)).await?.into_inner();
+            let greeting = greet(&mut reports).await?;
+            Ok((reports, greeting))
+        };
+        let (mut reports, greeting) = match tokio::time::timeout(limit, opening).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(status)) => return ended(&status),
+            Err(_) => return StreamEnd::Cut(format!("connected, but no greeting within {limit:?}")),
+        };
+        if greeting.hello.version.major != VERSION.major {
+            return StreamEnd::Refused(format!(
+                "it speaks protocol {}, this widemap {VERSION}: install the same release on both",
+                greeting.hello.version
+            ));
+        }
+        *failures = 0;
+        let round_trip = begun.elapsed();
+        let (hello, held) = (greeting.hello, greeting.held);
+        self.tell(LinkNews::Attached { hello, held, round_trip }).await;
+        self.deliver(greeting.rest, begun).await;
+        tokio::select! {
+            end = self.read(&mut reports, begun) => end,
+            end = self.write(orders) => end,
+            () = self.ping(begun) => StreamEnd::Goodbye,
+        }
+    }
+
+    /// Sends batches as the stream takes them. After goodbye it sends what is left, ends its side, and
+    /// gives the worker time to hear of it.
+    async fn write(&self, orders: mpsc::Sender<ToWorker>) -> StreamEnd {
+        let closed = || StreamEnd::Cut("the stream was closed".to_owned());
+        loop {
+            let Ok(place) = orders.reserve().await else { return closed() };
+            tokio::select! {
+                biased;
+                batch = self.outbox.batch() => {
+                    place.send(batch.into());
+                }
+                () = self.goodbye.cancelled() => break,
+            }
+        }
+        drop(orders);
+        tokio::time::sleep(GOODBYE).await;
+        StreamEnd::Goodbye
+    }
+
+    async fn read(&self, reports: &mut Streaming<FromWorker>, begun: Instant) -> StreamEnd {
+        loop {
+            let batch = match reports.message().await {
+                Ok(Some(batch)) => batch,
+                _ if self.goodbye.is_cancelled() => return StreamEnd::Goodbye,
+                Ok(None) => return StreamEnd::Cut("the worker ended the stream".to_owned()),
+                Err(status) => return ended(&status),
+            };
+            match Vec::<Report>::try_from(batch) {
+                Ok(batch) => self.deliver(batch, begun).await,
+                Err(error) => return self.misfit(error).await,
+            }
+        }
+    }
+
+    /// Keeps what is the link's own of a batch; the driver gets the rest.
+    async fn deliver(&self, mut batch: Vec<Report>, begun: Instant) {
+        let mut stamp_us = None;
+        batch.retain(|report| match report {
+            Report::InputGrant(total) => {
+                self.outbox.input_granted(*total);
+                false
+            }
+            Report::Pong(stamp) => {
+                stamp_us = Some(*stamp);
+                false
+            }
+            _ => true,
+        });
+        if let Some(stamp_us) = stamp_us {
+            let round_trip = begun.elapsed().saturating_sub(Duration::from_micros(stamp_us));
+            self.tell(LinkNews::RoundTrip(round_trip)).await;
+        }
+        if !batch.is_empty() {
+            self.tell(LinkNews::Reports(batch)).await;
+        }
+    }
+
+    async fn misfit(&self, error: WireError) -> StreamEnd {
+        if let WireError::Checksum { attempt, .. } = error {
+            self.tell(LinkNews::Corrupt { attempt, reason: error.to_string() }).await;
+            return StreamEnd::Cut(error.to_string());
+        }
+        StreamEnd::Refused(error.to_string())
+    }
+
+    /// Measures round trips: soon after the start, then at each heartbeat.
+    async fn ping(&self, begun: Instant) {
+        let mut pause = Duration::from_millis(self.timers.heartbeat_ms.min(20));
+        loop {
+            tokio::time::sleep(pause).await;
+            let stamp_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.outbox.order(Order::Ping(stamp_us));
+            pause = (pause * 2).min(Duration::from_millis(self.timers.heartbeat_ms));
+        }
+    }
+
+    async fn tell(&self, news: LinkNews) {
+        // After goodbye the driver does not listen any more.
+        tokio::select! {
+            _ = self.events.send(LinkEvent { link: self.id, news }) => {}
+            () = self.goodbye.cancelled() => {}
+        }
+    }
+}
+
+struct Greeting {
+    hello: Box<WorkerHello>,
+    held: Vec<HeldAttempt>,
+    rest: Vec<Report>,
+}
+
+/// Reads the hello and what is held, which open every stream.
+async fn greet(reports: &mut Streaming<FromWorker>) -> Result<Greeting, Status> {
+    let (mut hello, mut held, mut rest) = (None, None, Vec::new());
+    loop {
+        let batch = reports.message().await?;
+        let batch = batch.ok_or_else(|| Status::unavailable("the stream ended at once"))?;
+        let batch = Vec::<Report>::try_from(batch)
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        for report in batch {
+            match report {
+                Report::Hello(greeting) if hello.is_none() => hello = Some(greeting),
+                Report::Held(attempts) if held.is_none() => held = Some(attempts),
+                _ if hello.is_none() => {
+                    return Err(Status::failed_precondition("it did not say hello"));
+                }
+                report => rest.push(report),
+            }
+        }
+        (hello, held) = match (hello, held) {
+            (Some(hello), Some(held)) => return Ok(Greeting { hello, held, rest }),
+            partial => partial,
+        };
+    }
+}
+
+fn ended(status: &Status) -> StreamEnd {
+    match status.code() {
+        Code::FailedPrecondition | Code::Unimplemented | Code::PermissionDenied => {
+            StreamEnd::Refused(status.message().to_owned())
+        }
+        _ => StreamEnd::Cut(match status.message() {
+            "" => status.code().to_string(),
+            message => message.to_owned(),
+        }),
+    }
+}

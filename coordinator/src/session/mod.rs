@@ -1,0 +1,11 @@
+//! One coordinator's connections to its workers: a task for each address dials, greets, carries
+//! orders and reports, and dials again after a cut. What it means that a worker is cut, back or
+//! dead is the driver's to say.
+
+mod dial;
+mod link;
+mod outbox;
+
+pub(crate) use dial::{Dial, DialError};
+pub(crate) use link::{GOODBYE, Link, LinkEvent, LinkId, LinkNews, spawn};
+pub(crate) use outbox::Recalled;

@@ -1,0 +1,101 @@
+//! The last word of a map on standard error: what was done, and what to do about what failed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use widemap_common::limits::SUMMARY_FAILURES;
+
+/// What a map did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Items that were read.
+    pub(crate) read: u64,
+    /// Items that succeeded.
+    pub(crate) ok: u64,
+    /// Items that failed for good.
+    pub(crate) failed: u64,
+    /// Runs beyond the first.
+    pub(crate) retried: u64,
+    /// Workers that ran anything or could have.
+    pub(crate) workers: usize,
+    /// Workers that died or were not heard of again.
+    pub(crate) workers_lost: u64,
+    /// Speculative attempts that came in first.
+    pub(crate) speculative_wins: u64,
+}
+
+/// An item that failed, as the summary names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedFailure {
+    /// Its number, from 1.
+    pub(crate) seq: u64,
+    /// What it is, cut short.
+    pub(crate) item: String,
+    /// What happened.
+    pub(crate) message: String,
+}
+
+/// The lines of the summary; the last one sums up.
+pub(crate) fn lines(
+    counts: &Counts,
+    failures: &[NamedFailure],
+    failures_file: Option<&Path>,
+    rerun: &str,
+    elapsed: Duration,
+) -> Vec<String> {
+    let mut lines = Vec::new();
+    for failure in failures.iter().take(SUMMARY_FAILURES) {
+        let NamedFailure { seq, item, message } = failure;
+        let message = message.lines().next().unwrap_or_default();
+        lines.push(format!("widemap: failed: item {seq} `{item}`: {message}"));
+        if item.ends_with("\\r") {
+            lines.push(
+                "  hint: the item ends in a carriage return: is the list from Windows? (tr -d '\\r')".to_owned(),
+            );
+        }
+    }
+    let more = counts.failed.saturating_sub(SUMMARY_FAILURES as u64);
+    if more > 0 {
+        lines.push(format!("widemap: failed: and {more} more"));
+    }
+    if let Some(file) = failures_file.filter(|_| counts.failed > 0) {
+        lines.push(format!("widemap: all failures are in {}; only those again:", file.display()));
+        lines.push(format!("  {rerun}"));
+    }
+    let not_run = counts.read.saturating_sub(counts.ok + counts.failed);
+    let mut sum = format!("widemap: {} items, {} failed", counts.read, counts.failed);
+    if not_run > 0 {
+        sum += &format!(", {not_run} not run");
+    }
+    sum += &format!(
+        ", {} retried; {} workers, {} lost; {} speculative wins; {:.2} s",
+        counts.retried,
+        counts.workers,
+        counts.workers_lost,
+        counts.speculative_wins,
+        elapsed.as_secs_f64()
+    );
+    lines.push(sum);
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_sums_up_and_failures_are_named_before_it() {
+        let counts = Counts { read: 10, ok: 8, failed: 1, workers: 2, ..Counts::default() };
+        let failure =
+            NamedFailure { seq: 3, item: "x\\r".into(), message: "exited with status 1\nmore".into() };
+        let file = Path::new("f.jsonl");
+        let lines = lines(&counts, &[failure], Some(file), "again", Duration::from_millis(1500));
+        assert_eq!(lines[0], "widemap: failed: item 3 `x\\r`: exited with status 1");
+        assert!(lines[1].contains("carriage return"));
+        assert_eq!(lines[2], "widemap: all failures are in f.jsonl; only those again:");
+        assert_eq!(
+            lines.last().unwrap(),
+            "widemap: 10 items, 1 failed, 1 not run, 0 retried; 2 workers, 0 lost; 0 speculative wins; 1.50 s"
+        );
+    }
+}

@@ -1,0 +1,35 @@
+//! The binaries under test, built by the first test that asks: `CARGO_BIN_EXE_*` exists only in the
+//! crates that own them.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The path of `widemap` or `widemap-worker`, of the profile that this test was built in.
+///
+/// # Panics
+/// If cargo cannot build it.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(build).join(name)
+}
+
+fn build() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    // target/PROFILE/deps/TEST
+    let directory = test.parent().and_then(|deps| deps.parent()).expect("cargo's layout");
+    let release = directory.file_name().is_some_and(|name| name == "release");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]);
+    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    if let Some(target) = directory.parent() {
+        cargo.arg("--target-dir").arg(target);
+    }
+    if release {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo runs");
+    assert!(status.success(), "build first: cargo build --workspace --bins");
+    directory.to_owned()
+}

@@ -1,0 +1,208 @@
+//! Real processes on loopback: workers, maps, and what they print.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::binaries::binary;
+
+/// No test waits longer for a process.
+const BOUND: Duration = Duration::from_secs(120);
+
+/// A worker, killed when it is dropped.
+#[derive(Debug)]
+pub struct WorkerProcess {
+    child: Child,
+    address: String,
+}
+
+impl WorkerProcess {
+    /// Starts a worker on a free port of loopback.
+    #[must_use]
+    pub fn start(name: &str, slots: u32) -> Self {
+        Self::start_with(name, slots, &["--listen", "127.0.0.1:0"])
+    }
+
+    /// Starts a worker with further options.
+    ///
+    /// # Panics
+    /// If it does not say where it listens.
+    #[must_use]
+    pub fn start_with(name: &str, slots: u32, options: &[&str]) -> Self {
+        let mut child = Command::new(binary("widemap-worker"))
+            .args(["--no-mdns", "--name", name, "--slots", &slots.to_string()])
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("widemap-worker starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("it is piped"))
+            .read_line(&mut line)
+            .expect("it prints a line");
+        let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
+        let address = address.unwrap_or_else(|| panic!("not `listening on`, but `{line}`"));
+        Self { child, address }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it: it gets no chance to say anything.
+    ///
+    /// # Panics
+    /// If it cannot be waited for.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("it lives");
+    }
+
+    /// Its exit status, once it ends by itself.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn exit_status(&mut self) -> i32 {
+        wait(&mut self.child, "widemap-worker").code().unwrap_or(-1)
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a finished process left.
+#[derive(Debug)]
+pub struct Run {
+    /// Its exit status; -1 if a signal ended it.
+    pub status: i32,
+    /// What it printed.
+    pub stdout: Vec<u8>,
+    /// What it said.
+    pub stderr: String,
+}
+
+impl Run {
+    /// What it printed, as text.
+    ///
+    /// # Panics
+    /// If it is not UTF-8.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).expect("it printed UTF-8")
+    }
+
+    /// Checks the exit status, and shows what was said if it is another.
+    ///
+    /// # Panics
+    /// If it is another.
+    #[must_use]
+    pub fn exits(self, status: i32) -> Self {
+        assert_eq!(self.status, status, "{}", self.stderr);
+        self
+    }
+}
+
+/// `widemap`, with these arguments, without what the environment could add.
+#[must_use]
+pub fn widemap(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("widemap"));
+    command.args(arguments).env_remove("WIDEMAP_WORKERS").env_remove("WIDEMAP_LOG");
+    command
+}
+
+/// Runs a command to its end with these bytes as standard input.
+///
+/// # Panics
+/// If it cannot be started or does not end within two minutes.
+#[must_use]
+pub fn run(mut command: Command, input: &[u8]) -> Run {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    let (mut stdin, stdout, stderr) = pipes(&mut child);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // It need not read all of it.
+            let _ = stdin.write_all(input);
+        });
+        let stdout = scope.spawn(move || bytes_of(stdout));
+        let stderr = scope.spawn(move || bytes_of(stderr));
+        let status = wait(&mut child, "widemap");
+        let stdout = stdout.join().expect("the reader does not panic");
+        let stderr = stderr.join().expect("the reader does not panic");
+        Run {
+            status: status.code().unwrap_or(-1),
+            stdout,
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    })
+}
+
+/// Starts a command whose end the test sees to, with its output piped.
+///
+/// # Panics
+/// If it cannot be started.
+#[must_use]
+pub fn exec_in_background(mut command: Command) -> Child {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("it starts")
+}
+
+/// All that can be read.
+///
+/// # Panics
+/// If reading fails.
+pub fn bytes_of(mut pipe: impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    pipe.read_to_end(&mut bytes).expect("a pipe can be read");
+    bytes
+}
+
+type Pipes = (std::process::ChildStdin, std::process::ChildStdout, std::process::ChildStderr);
+
+fn pipes(child: &mut Child) -> Pipes {
+    let piped = "it is piped";
+    (
+        child.stdin.take().expect(piped),
+        child.stdout.take().expect(piped),
+        child.stderr.take().expect(piped),
+    )
+}
+
+fn wait(child: &mut Child, name: &str) -> std::process::ExitStatus {
+    let bound = Instant::now() + BOUND;
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return status;
+        }
+        if Instant::now() > bound {
+            let _ = child.kill();
+            panic!("{name} did not end within {BOUND:?}");
+        }
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}

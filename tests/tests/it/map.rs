@@ -1,0 +1,118 @@
+//! The main job: a list goes in, results come out in its order, whatever the cluster looks like.
+
+use widemap_tests::{WorkerProcess, run, widemap};
+
+fn numbers(count: usize) -> Vec<u8> {
+    (1..=count).flat_map(|n| format!("{n}\n").into_bytes()).collect()
+}
+
+#[test]
+fn items_run_on_this_machine_where_no_place_is_named() {
+    let done = run(widemap(&["map", "--", "echo", "got", "{}"]), b"a\nb\nc").exits(0);
+    assert_eq!(done.text(), "got a\ngot b\ngot c\n");
+    assert!(done.stderr.starts_with("widemap: this machine only: "), "{}", done.stderr);
+    assert!(done.stderr.lines().last().unwrap().starts_with("widemap: 3 items, 0 failed, "));
+}
+
+#[test]
+fn two_workers_give_the_order_of_the_list() {
+    let (ann, bob) = (WorkerProcess::start("ann", 1), WorkerProcess::start("bob", 2));
+    let places = ["--worker", ann.address(), "--worker", bob.address()];
+    let input = numbers(300);
+    let echo = [&["map"], &places[..], &["--", "printf", "%s\n"]].concat();
+    let done = run(widemap(&echo), &input).exits(0);
+    assert_eq!(done.stdout, input);
+    let first = done.stderr.lines().next().unwrap();
+    assert!(first.contains("2 workers") && first.contains("3 slots"), "{first}");
+}
+
+#[test]
+fn a_million_squares_are_right() {
+    let done = run(widemap(&["map", "--builtin", "square"]), &numbers(1_000_000)).exits(0);
+    let want: Vec<u8> =
+        (1..=1_000_000_u64).flat_map(|n| format!("{}\n", n * n).into_bytes()).collect();
+    assert!(done.stdout == want);
+}
+
+#[test]
+fn one_item_a_chunk_gives_the_same_bytes() {
+    let (ann, bob) = (WorkerProcess::start("ann", 1), WorkerProcess::start("bob", 1));
+    let places = ["--worker", ann.address(), "--worker", bob.address()];
+    let input = numbers(50_000);
+    let identity = [&["map"], &places[..], &["--chunk", "1", "--builtin", "identity"]].concat();
+    assert!(run(widemap(&identity), &input).exits(0).stdout == input);
+}
+
+#[test]
+fn a_pipe_gets_blocks_whose_bounds_are_fixed_by_the_input_alone() {
+    let input = numbers(200_000);
+    let counts = |slots: &str, block: &str| {
+        let map = ["map", "--local", slots, "--block", block, "--pipe", "--", "wc", "-c"];
+        run(widemap(&map), &input).exits(0)
+    };
+    let (one, three) = (counts("1", "64K"), counts("3", "64K"));
+    assert_eq!(one.text(), three.text());
+    assert!(one.text().lines().count() > 10);
+    let total: usize = one.text().lines().map(|n| n.trim().parse::<usize>().unwrap()).sum();
+    assert_eq!(total, input.len());
+}
+
+#[test]
+fn a_pipe_streams_a_file_unchanged() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("log");
+    let input = numbers(3_000_000);
+    std::fs::write(&file, &input).unwrap();
+    let worker = WorkerProcess::start("ann", 2);
+    let path = file.to_str().unwrap();
+    let map = ["map", "--worker", worker.address(), "-a", path, "--pipe", "--", "cat"];
+    assert!(run(widemap(&map), b"").exits(0).stdout == input);
+}
+
+#[test]
+fn empty_input_is_empty_output() {
+    for map in [&["map", "echo"][..], &["map", "--builtin", "identity"], &["map", "--pipe", "wc"]] {
+        let done = run(widemap(map), b"").exits(0);
+        assert_eq!(done.text(), "", "{map:?}");
+    }
+}
+
+#[test]
+fn bytes_are_preserved() {
+    let input = b"\xff\xfe\r\n\n  two  blanks \t\nno newline at the end";
+    let done = run(widemap(&["map", "--builtin", "identity"]), input).exits(0);
+    assert_eq!(done.stdout, [&input[..], b"\n"].concat());
+    let done = run(widemap(&["map", "--", "printf", "<%s>"]), input).exits(0);
+    let want = b"<\xff\xfe\r><><  two  blanks \t><no newline at the end>";
+    assert_eq!(done.stdout, want);
+    let nul = b"a\nb\0\0c";
+    let done = run(widemap(&["map", "-0", "--builtin", "identity"]), nul).exits(0);
+    assert_eq!(done.stdout, b"a\nb\0\0c\0");
+}
+
+#[test]
+fn items_of_the_command_line_fill_placeholders() {
+    let map = ["map", "echo", "{#}:{/.}:{//}", ":::", "d/a.txt", "-x", "two words", "line\nline"];
+    let done = run(widemap(&map), b"").exits(0);
+    assert_eq!(done.text(), "1:a:d\n2:-x:.\n3:two words:.\n4:line\nline:.\n");
+}
+
+#[test]
+fn workers_of_a_file_join_while_a_job_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("workers");
+    let ann = WorkerProcess::start("ann", 1);
+    std::fs::write(&file, format!("{}\n", ann.address())).unwrap();
+    let path = file.to_str().unwrap();
+    let map = ["map", "--workers-file", path, "--format", "json", "--", "sh", "-c", "sleep 0.05"];
+    let command = widemap(&map);
+    let input = numbers(60);
+    let bob = WorkerProcess::start("bob", 1);
+    let joins = std::thread::scope(|scope| {
+        let job = scope.spawn(|| run(command, &input));
+        std::fs::write(&file, format!("{}\n{}\n", ann.address(), bob.address())).unwrap();
+        job.join().unwrap()
+    })
+    .exits(0);
+    assert!(joins.text().contains("\"worker\":\"bob\""), "{}", joins.stderr);
+}

@@ -1,0 +1,300 @@
+//! The command line of a worker, for the stock binary and for those with functions of their own.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use widemap_common::limits::SLOTS_MAX;
+use widemap_common::spec::Runtime;
+use widemap_common::time::Timers;
+use widemap_common::units::parse_duration;
+
+use crate::function::Registry;
+use crate::spawner::{Spawner, SpawnerError};
+use crate::worker::{Worker, WorkerConfig, WorkerError};
+
+/// The command line was wrong; nothing was started.
+const USAGE: u8 = 2;
+/// The worker could not be brought up.
+const NOT_UP: u8 = 3;
+/// What a process that is ended by a signal adds to the signal's number.
+const BY_SIGNAL: u8 = 128;
+
+/// Runs items for widemap coordinators that connect to it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "widemap-worker",
+    version,
+    after_help = "Example: widemap-worker --listen 127.0.0.1:7433 --slots 4\n         \
+                  seq 10 | widemap map --worker 127.0.0.1:7433 --builtin square"
+)]
+struct Options {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", help_heading = "Where")]
+    listen: String,
+    /// Listen beyond this host without a key: whoever reaches the port runs commands here
+    #[arg(long, help_heading = "Where")]
+    insecure: bool,
+    /// Do not announce the worker on the local network
+    #[arg(long, help_heading = "Where")]
+    no_mdns: bool,
+
+    /// Items that run at a time [default: the cores]
+    #[arg(long, value_name = "N", help_heading = "What",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(SLOTS_MAX)))]
+    slots: Option<u32>,
+    /// The worker's name in listings and messages [default: the host's name]
+    #[arg(long, help_heading = "What")]
+    name: Option<String>,
+    /// A label that jobs can require; may be repeated
+    #[arg(long = "label", value_name = "K=V", help_heading = "What", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// The runtimes that jobs may use: exec, pipe, builtin
+    #[arg(long, value_name = "RUNTIME,...", value_delimiter = ',', help_heading = "What",
+          value_parser = parse_runtime)]
+    allow: Vec<Runtime>,
+    /// Serve gRPC reflection
+    #[arg(long, help_heading = "What")]
+    reflection: bool,
+
+    /// How long running items may go on after SIGTERM
+    #[arg(long, value_name = "DURATION", default_value = "30s", help_heading = "Life",
+          value_parser = parse_duration)]
+    drain_timeout: Duration,
+    /// End after so long without an item
+    #[arg(long, value_name = "DURATION", help_heading = "Life", value_parser = parse_duration)]
+    idle_timeout: Option<Duration>,
+
+    /// What is logged on standard error: error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", env = "WIDEMAP_LOG", default_value = "warn",
+          help_heading = "Log")]
+    log: String,
+    /// How it is logged
+    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
+    log_format: LogFormat,
+
+    #[arg(long, hide = true, value_name = "NAME=MS,...")]
+    timers: Option<Timers>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Why the worker did not come up, or went.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("--listen {0}: {1} (say HOST:PORT)")]
+    Address(String, #[source] io::Error),
+    #[error(
+        "--listen {0}: without a key, whoever reaches that port runs commands here as this user.\n  \
+         Listen on 127.0.0.1 (an SSH tunnel reaches it: ssh -L 7433:127.0.0.1:PORT HOST),\n  \
+         or add --insecure if everybody on the network is trusted"
+    )]
+    NotLoopback(SocketAddr),
+    #[error("--log {0}: {1}")]
+    Log(String, #[source] tracing_subscriber::filter::ParseError),
+    #[error("cannot listen on {0}: {1}")]
+    Listen(String, #[source] io::Error),
+    #[error("{0}")]
+    Spawner(#[from] SpawnerError),
+    #[error("cannot start the runtime: {0}")]
+    Runtime(#[source] io::Error),
+    #[error("cannot write the address to standard output: {0}")]
+    Announce(#[source] io::Error),
+    #[error("{0}")]
+    Worker(#[from] WorkerError),
+}
+
+impl CliError {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Address(..) | Self::NotLoopback(_) | Self::Log(..) => USAGE,
+            Self::Listen(..) | Self::Spawner(_) | Self::Runtime(_) => NOT_UP,
+            Self::Announce(_) | Self::Worker(_) => 1,
+        }
+    }
+}
+
+/// A worker of its own process, with the command line of `widemap-worker`: the `main` of a binary
+/// that registers functions. It must be called before any thread is started.
+#[must_use]
+pub fn main(registry: Registry) -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => {
+            // Help goes to standard output and is no error; where it cannot be printed, so be it.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
+    };
+    match run(options, registry) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("widemap-worker: {error}");
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
+    let addresses = addresses(&options)?;
+    let filter = EnvFilter::builder()
+        .parse(&options.log)
+        .map_err(|error| CliError::Log(options.log.clone(), error))?;
+    let slots = options.slots.unwrap_or_else(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        u32::try_from(cores).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)
+    });
+    // Before anything that may start a thread.
+    let spawner = Spawner::start(slots)?;
+    start_log(filter, options.log_format);
+    // Measured best: one thread serves the streams, and the slots have theirs.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(addresses.as_slice())
+            .await
+            .map_err(|error| CliError::Listen(options.listen.clone(), error))?;
+        let address =
+            listener.local_addr().map_err(|error| CliError::Listen(options.listen.clone(), error))?;
+        announce(address, options.insecure).map_err(CliError::Announce)?;
+        let worker = Worker::new(config(options, slots), registry, spawner);
+        serve(worker, listener).await
+    })
+}
+
+/// Serves until a first signal has drained the worker, or a second one ends it at once.
+async fn serve(worker: Worker, listener: TcpListener) -> Result<u8, CliError> {
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
+    let mut next_signal = async || {
+        let number = tokio::select! {
+            _ = terminate.recv() => SignalKind::terminate(),
+            _ = interrupt.recv() => SignalKind::interrupt(),
+        };
+        u8::try_from(number.as_raw_value()).unwrap_or_default()
+    };
+    let impatient = async {
+        next_signal().await;
+        tracing::info!("told to end: a second signal ends at once");
+        shutdown.cancel();
+        next_signal().await
+    };
+    tokio::select! {
+        served = worker.serve_listener(listener, shutdown.clone()) => {
+            served?;
+            Ok(0)
+        }
+        number = impatient => Ok(BY_SIGNAL + number),
+    }
+}
+
+/// The addresses to listen on, none of them beyond this host unless that was said.
+fn addresses(options: &Options) -> Result<Vec<SocketAddr>, CliError> {
+    let addresses: Vec<_> = options
+        .listen
+        .to_socket_addrs()
+        .map_err(|error| CliError::Address(options.listen.clone(), error))?
+        .collect();
+    match addresses.iter().find(|address| !address.ip().is_loopback()) {
+        Some(open) if !options.insecure => Err(CliError::NotLoopback(*open)),
+        _ => Ok(addresses),
+    }
+}
+
+/// Says where the worker listens, on standard output for programs and on standard error for people.
+fn announce(address: SocketAddr, insecure: bool) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "listening on {address}")?;
+    stdout.flush()?;
+    if insecure && !address.ip().is_loopback() {
+        eprintln!(
+            "WARNING: --insecure: whoever reaches {address} runs commands on this host as this user"
+        );
+    }
+    let port = address.port();
+    eprintln!("use it from this host: widemap map --worker 127.0.0.1:{port} -- COMMAND");
+    Ok(())
+}
+
+fn config(options: Options, slots: u32) -> WorkerConfig {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    WorkerConfig {
+        name: options.name.unwrap_or_else(host),
+        slots,
+        labels: options.labels.into_iter().collect::<BTreeMap<_, _>>(),
+        runtimes: if options.allow.is_empty() { Runtime::ALL.to_vec() } else { options.allow },
+        timers: options.timers.unwrap_or_default(),
+        drain_timeout: options.drain_timeout,
+        idle_timeout: options.idle_timeout,
+        reflection: options.reflection,
+    }
+}
+
+fn start_log(filter: EnvFilter, format: LogFormat) {
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// Why a value of a flag was refused.
+#[derive(Debug)]
+struct FlagError(String);
+
+impl fmt::Display for FlagError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for FlagError {}
+
+fn parse_label(text: &str) -> Result<(String, String), FlagError> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(FlagError("a label is KEY=VALUE".to_owned())),
+    }
+}
+
+fn parse_runtime(text: &str) -> Result<Runtime, FlagError> {
+    Runtime::from_name(text).ok_or_else(|| {
+        let known = Runtime::ALL.map(Runtime::name).join(", ");
+        FlagError(format!("there are: {known}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_listened_on_without_insecure() {
+        let parse = |args: &[&str]| {
+            let args = ["widemap-worker"].iter().chain(args);
+            addresses(&Options::try_parse_from(args).expect("the flags are good"))
+        };
+        assert!(parse(&[]).is_ok());
+        assert!(parse(&["--listen", "[::1]:0"]).is_ok());
+        assert!(parse(&["--listen", "0.0.0.0:7433", "--insecure"]).is_ok());
+        let refused = parse(&["--listen", "0.0.0.0:7433"]).expect_err("it is refused");
+        assert_eq!(refused.status(), USAGE);
+        assert!(refused.to_string().contains("--insecure"), "{refused}");
+        assert!(parse(&["--listen", "7433"]).is_err());
+    }
+}

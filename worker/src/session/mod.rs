@@ -1,0 +1,319 @@
+//! One coordinator's session: a task that owns the session's state, carries the stream while there
+//! is one, and keeps what is held for as long as the coordinator may come back.
+
+mod hub;
+mod outbox;
+mod outgoing;
+mod shares;
+mod state;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tonic::{Status, Streaming};
+use widemap_common::ids::JobId;
+use widemap_proto::session::{CoordinatorHello, Order, WorkerHello};
+use widemap_proto::wire::{FromWorker, ToWorker};
+
+pub(crate) use hub::Hub;
+
+use crate::job::Job;
+use shares::{ShareId, Shares};
+use state::Session;
+
+/// How long a stream that is ended with an error may take to carry it.
+const STATUS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a coordinator's stream is made of, as the server hands it in.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) inbound: Streaming<ToWorker>,
+    pub(crate) outbound: mpsc::Sender<Result<FromWorker, Status>>,
+}
+
+impl Stream {
+    /// Ends the stream with an error.
+    async fn end(self, status: Status) {
+        let sent = self.outbound.send(Err(status));
+        // A peer that does not read has no use for it.
+        let _ = tokio::time::timeout(STATUS_PATIENCE, sent).await;
+    }
+}
+
+/// A stream whose hello has been read.
+#[derive(Debug)]
+struct Attachment {
+    hello: CoordinatorHello,
+    /// What came in one message with the hello.
+    orders: Vec<Order>,
+    stream: Stream,
+}
+
+/// What a worker is doing as a whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Lifecycle {
+    Running,
+    /// What runs may go on until `deadline`, and results may be accepted until `give_up`.
+    Draining { deadline: Instant, give_up: Instant },
+}
+
+/// How a stream came to its end.
+enum StreamEnd {
+    /// The coordinator may come back.
+    Detached,
+    /// It came back already.
+    Replaced(Box<Attachment>),
+    /// The session is over.
+    Over,
+}
+
+/// The task of one session.
+struct Actor {
+    session: Session,
+    greeting: WorkerHello,
+    attachments: mpsc::Receiver<Attachment>,
+    shares: Arc<Shares>,
+    share: ShareId,
+    shares_changed: watch::Receiver<()>,
+    lifecycle: watch::Receiver<Lifecycle>,
+    heartbeat: Duration,
+    lease_margin: Duration,
+    /// How long the coordinator may be away.
+    lease: Duration,
+    /// Whether a coordinator can come back at all.
+    returns: bool,
+    /// Directories of closed jobs that are being removed.
+    cleanups: JoinSet<(JobId, Option<String>)>,
+}
+
+impl Actor {
+    /// Lives as long as the session does.
+    async fn run(mut self, first: Attachment) {
+        let mut attachment = Some(Box::new(first));
+        loop {
+            let end = match attachment.take() {
+                Some(attachment) => self.attached(*attachment).await,
+                None => self.detached().await,
+            };
+            match end {
+                StreamEnd::Replaced(next) => attachment = Some(next),
+                StreamEnd::Detached if self.returns => {}
+                StreamEnd::Detached | StreamEnd::Over => break,
+            }
+        }
+        self.end().await;
+    }
+
+    /// Carries a stream.
+    async fn attached(&mut self, attachment: Attachment) -> StreamEnd {
+        let Attachment { hello, orders, mut stream } = attachment;
+        let linger = Duration::from_millis(hello.linger_ms);
+        self.lease = linger.saturating_sub(self.lease_margin);
+        self.session.set_credit(self.shares.credit(self.share));
+        self.session.attach(self.greeting.clone());
+        if let Lifecycle::Draining { deadline, .. } = *self.lifecycle.borrow_and_update() {
+            self.session.drain(millis_until(deadline));
+        }
+        if let Err(status) = self.take_orders(Ok(orders)) {
+            stream.end(status).await;
+            return StreamEnd::Detached;
+        }
+        let mut heartbeat = self.heartbeat_interval();
+        let meter = self.session.lane.meter.clone();
+        let (end, status) = loop {
+            let has_reports = self.session.has_reports();
+            if !has_reports && self.is_drained() {
+                return StreamEnd::Over;
+            }
+            let give_up = self.drain_end();
+            tokio::select! {
+                message = stream.inbound.message(), if self.session.takes_orders() => {
+                    let Ok(Some(message)) = message else { return StreamEnd::Detached };
+                    let orders = Vec::<Order>::try_from(message)
+                        .map_err(|error| Status::invalid_argument(error.to_string()));
+                    if let Err(status) = self.take_orders(orders) {
+                        break (StreamEnd::Detached, Some(status));
+                    }
+                }
+                place = stream.outbound.reserve(), if has_reports => {
+                    let Ok(place) = place else { return StreamEnd::Detached };
+                    place.send(Ok(self.session.batch().into()));
+                }
+                () = stream.outbound.closed(), if !has_reports => return StreamEnd::Detached,
+                () = meter.notify.notified() => self.collect(),
+                _ = heartbeat.tick() => self.session.heartbeat(),
+                next = self.attachments.recv() => {
+                    break match next {
+                        Some(next) => (StreamEnd::Replaced(Box::new(next)), None),
+                        None => (StreamEnd::Over, Some(superseded())),
+                    };
+                }
+                Ok(()) = self.shares_changed.changed() => {
+                    self.session.set_credit(self.shares.credit(self.share));
+                }
+                Ok(()) = self.lifecycle.changed() => self.lifecycle_changed(),
+                Some(Ok((job, left))) = self.cleanups.join_next() => {
+                    if let Some(text) = left {
+                        self.session.log(job, text);
+                    }
+                }
+                () = until(give_up) => {
+                    if self.give_up_drain() {
+                        return StreamEnd::Over;
+                    }
+                }
+            }
+        };
+        if let Some(status) = status {
+            stream.end(status).await;
+        }
+        end
+    }
+
+    /// Goes on without a stream, until the coordinator is back or its lease has ended.
+    async fn detached(&mut self) -> StreamEnd {
+        let lease_end = Instant::now() + self.lease;
+        tracing::info!(lease = ?self.lease, "a coordinator is cut off");
+        let meter = self.session.lane.meter.clone();
+        loop {
+            if self.is_drained() {
+                return StreamEnd::Over;
+            }
+            let give_up = self.drain_end();
+            tokio::select! {
+                next = self.attachments.recv() => {
+                    return next.map_or(StreamEnd::Over, |next| StreamEnd::Replaced(Box::new(next)));
+                }
+                () = meter.notify.notified() => self.collect(),
+                () = tokio::time::sleep_until(lease_end) => {
+                    tracing::warn!("a coordinator's lease has ended: its attempts are cancelled");
+                    return StreamEnd::Over;
+                }
+                Ok(()) = self.lifecycle.changed() => self.lifecycle_changed(),
+                Some(Ok((job, left))) = self.cleanups.join_next() => {
+                    if let Some(text) = left {
+                        self.session.log(job, text);
+                    }
+                }
+                () = until(give_up) => {
+                    if self.give_up_drain() {
+                        return StreamEnd::Over;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the session: takes back what waits, cancels what runs, and removes directories once
+    /// nothing works in them any more.
+    async fn end(mut self) {
+        self.shares.leave(self.share);
+        self.attachments.close();
+        let Self { session, mut cleanups, greeting, .. } = self;
+        let mut jobs = session.into_jobs();
+        jobs.retain(|job| job.has_directory());
+        // The lane went with the session: what ran is being ended, within the grace.
+        while !jobs.is_empty() {
+            let (over, left) = jobs.into_iter().partition(|job| Arc::strong_count(job) == 1);
+            jobs = left;
+            let over: Vec<Arc<Job>> = over;
+            for job in over.into_iter().filter_map(Arc::into_inner) {
+                spawn_cleanup(&mut cleanups, job, &greeting.name);
+            }
+            if !jobs.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        while let Some(cleaned) = cleanups.join_next().await {
+            if let Ok((job, Some(text))) = cleaned {
+                tracing::warn!(%job, "{text}");
+            }
+        }
+    }
+
+    fn take_orders(&mut self, orders: Result<Vec<Order>, Status>) -> Result<(), Status> {
+        let handled = self.session.handle(orders?);
+        if let Some(demand) = self.session.take_demand() {
+            self.shares.set_demand(self.share, demand);
+        }
+        self.after_change();
+        handled.map_err(|violation| Status::failed_precondition(violation.to_string()))
+    }
+
+    fn collect(&mut self) {
+        self.session.collect();
+        self.after_change();
+    }
+
+    fn after_change(&mut self) {
+        self.shares.set_busy(self.share, self.session.has_attempts());
+        for job in self.session.closed_jobs() {
+            spawn_cleanup(&mut self.cleanups, job, &self.greeting.name);
+        }
+    }
+
+    fn lifecycle_changed(&mut self) {
+        let lifecycle = *self.lifecycle.borrow_and_update();
+        if let Lifecycle::Draining { deadline, .. } = lifecycle {
+            self.session.drain(millis_until(deadline));
+            self.after_change();
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        let draining = *self.lifecycle.borrow() != Lifecycle::Running;
+        draining && !self.session.has_attempts()
+    }
+
+    /// When a drain ends what still runs, and after that when it ends altogether.
+    fn drain_end(&self) -> Option<Instant> {
+        let Lifecycle::Draining { deadline, give_up } = *self.lifecycle.borrow() else {
+            return None;
+        };
+        Some(if Instant::now() < deadline { deadline } else { give_up })
+    }
+
+    /// A drain has come to its deadline: first what runs is given up, then what is not accepted.
+    /// Whether that was the end.
+    fn give_up_drain(&mut self) -> bool {
+        self.session.cancel_unfinished();
+        self.after_change();
+        match *self.lifecycle.borrow() {
+            Lifecycle::Draining { give_up, .. } => Instant::now() >= give_up,
+            Lifecycle::Running => false,
+        }
+    }
+
+    fn heartbeat_interval(&self) -> Interval {
+        let mut heartbeat = tokio::time::interval(self.heartbeat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        heartbeat
+    }
+}
+
+/// Removing a directory is work on a disk: not on the thread that serves the streams.
+fn spawn_cleanup(cleanups: &mut JoinSet<(JobId, Option<String>)>, job: Job, worker: &str) {
+    if job.has_directory() {
+        let worker = worker.to_owned();
+        cleanups.spawn_blocking(move || (job.id, job.close(&worker)));
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn millis_until(deadline: Instant) -> u64 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn superseded() -> Status {
+    Status::aborted("a later epoch of this coordinator has taken over")
+}

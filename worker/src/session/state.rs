@@ -1,0 +1,524 @@
+//! What a worker holds for one coordinator: open jobs, attempts, results that are not accepted. It
+//! outlives the stream. Orders and slot events go in, reports come out; no clock and no network.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use widemap_common::ids::{AttemptId, ItemRange, JobId};
+use widemap_common::limits::{
+    INPUT_WINDOW_BYTES, ITEM_BYTES_MAX, JOBS_PER_SESSION_MAX, PART_BYTES_MAX, QUEUE_MAX,
+    SESSION_OUTPUT_BYTES, SLOTS_MAX,
+};
+use widemap_common::spec::JobSpec;
+use widemap_proto::session::{
+    Assign, Credit, HeldAttempt, HeldState, Order, OutputGrant, Part, Progress, Refusal,
+    RefusalCause, Report, WorkerHello,
+};
+
+use super::outbox::{Outbox, SendKey};
+use super::outgoing::Outgoing;
+use crate::job::{Host, Job, Runner};
+use crate::slots::{InputStream, Lane, SlotEvent, Task, TaskInput, Ticket};
+
+/// Attempts of one session, finished ones that are not accepted among them.
+const ATTEMPTS_MAX: usize = 2 * (QUEUE_MAX as usize + SLOTS_MAX as usize);
+
+/// Why a coordinator's stream is ended: it does not keep to the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Violation {
+    #[error("{0} belongs to {1}, which is not open here")]
+    JobNotOpen(AttemptId, JobId),
+    #[error("a second hello in one stream")]
+    SecondHello,
+    #[error("{attempt}: input for byte {offset} came where byte {expected} was due")]
+    InputGap { attempt: AttemptId, offset: u64, expected: u64 },
+    #[error("{0}: an input of {1} bytes is longer than a worker takes ({ITEM_BYTES_MAX})")]
+    InputTooLong(AttemptId, u64),
+    #[error("more attempts than a worker holds for one coordinator ({ATTEMPTS_MAX})")]
+    TooManyAttempts,
+}
+
+/// An attempt that is held.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    key: SendKey,
+    input_bytes: u64,
+    received_bytes: u64,
+    /// Where input that comes in parts goes.
+    input: Option<Arc<InputStream>>,
+    ticket: Ticket,
+    pub(super) outgoing: Outgoing,
+}
+
+impl Attempt {
+    pub(super) fn key(&self) -> SendKey {
+        self.key
+    }
+}
+
+/// Input of the session, counted for the grants.
+#[derive(Debug, Default)]
+struct InputAccount {
+    /// Received in all of the session's life.
+    received_bytes: u64,
+    /// Received on the present stream.
+    stream_bytes: u64,
+    granted_bytes: u64,
+}
+
+/// The state of one coordinator's epoch.
+pub(super) struct Session {
+    pub(super) lane: Lane,
+    host: Arc<Host>,
+    jobs: BTreeMap<JobId, Arc<Job>>,
+    /// Jobs that are closed but have attempts that are being ended.
+    closing: Vec<Arc<Job>>,
+    attempts: HashMap<AttemptId, Attempt>,
+    outbox: Outbox,
+    input: InputAccount,
+    /// Tasks that go to the slots together, and the ticket of the first.
+    tasks: Vec<Task>,
+    first_ticket: Option<Ticket>,
+    events: Vec<SlotEvent>,
+    kept_bytes: u64,
+    paused: bool,
+    credit: Credit,
+    /// What the coordinator said of its demand and nobody has taken yet.
+    demand: Option<u32>,
+    draining: bool,
+}
+
+impl Session {
+    pub(super) fn new(lane: Lane, host: Arc<Host>) -> Self {
+        Self {
+            lane,
+            host,
+            jobs: BTreeMap::new(),
+            closing: Vec::new(),
+            attempts: HashMap::new(),
+            outbox: Outbox::default(),
+            input: InputAccount::default(),
+            tasks: Vec::new(),
+            first_ticket: None,
+            events: Vec::new(),
+            kept_bytes: 0,
+            paused: false,
+            credit: Credit { slots: 0, queue: 0 },
+            demand: None,
+            draining: false,
+        }
+    }
+
+    /// A stream begins: greets, and says again what is held.
+    pub(super) fn attach(&mut self, hello: WorkerHello) {
+        self.collect();
+        let cannot_be_sent_again: Vec<_> = self
+            .attempts
+            .iter()
+            .filter(|(_, attempt)| !attempt.outgoing.is_whole())
+            .map(|(&id, _)| id)
+            .collect();
+        for attempt in cannot_be_sent_again {
+            self.cancel(attempt);
+        }
+        let running = self.progress();
+        let runs = |id| running.iter().any(|progress| progress.attempt == id);
+        let state = |id, attempt: &Attempt| match attempt.outgoing.is_finished() {
+            true => HeldState::Finished,
+            false if runs(id) => HeldState::Running,
+            false => HeldState::Queued,
+        };
+        let mut held: Vec<_> = self
+            .attempts
+            .iter()
+            .map(|(&id, attempt)| HeldAttempt {
+                attempt: id,
+                state: state(id, attempt),
+                input_bytes: attempt.received_bytes,
+            })
+            .collect();
+        held.sort_by_key(|held| held.attempt);
+        self.input.stream_bytes = 0;
+        self.input.granted_bytes = self.grantable();
+        self.outbox.begin([
+            Report::Hello(Box::new(hello)),
+            Report::Held(held),
+            Report::Credit(self.credit),
+            Report::InputGrant(self.input.granted_bytes),
+        ]);
+        for attempt in self.attempts.values_mut() {
+            attempt.outgoing.rewind();
+            if attempt.outgoing.has_unsent() {
+                self.outbox.ready(attempt.key);
+            }
+        }
+    }
+
+    /// Carries out a batch of orders.
+    pub(super) fn handle(&mut self, orders: Vec<Order>) -> Result<(), Violation> {
+        let handled = orders.into_iter().try_for_each(|order| self.handle_one(order));
+        self.start_tasks();
+        self.pause_if_full();
+        self.grant_input();
+        handled
+    }
+
+    fn handle_one(&mut self, order: Order) -> Result<(), Violation> {
+        match order {
+            Order::Assign(assign) => return self.assign(assign),
+            Order::Input(part) => return self.input(part),
+            Order::Accepted(attempts) => {
+                for attempt in attempts {
+                    self.cancel(attempt);
+                }
+            }
+            Order::Ping(stamp) => self.outbox.push(Report::Pong(stamp)),
+            Order::OutputGrant(grant) => self.set_grant(grant),
+            Order::OpenJob(job, spec) => self.open_job(job, *spec),
+            Order::CloseJob(job) => self.close_job(job),
+            Order::Revoke(attempt) => self.revoke(attempt),
+            Order::Cancel(attempt) => self.cancel(attempt),
+            Order::Hello(_) => return Err(Violation::SecondHello),
+            Order::Demand(attempts) => self.demand = Some(attempts),
+        }
+        Ok(())
+    }
+
+    /// Takes in what the slots told.
+    pub(super) fn collect(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        self.lane.collect(&mut events);
+        for event in events.drain(..) {
+            match event {
+                SlotEvent::Output { attempt, data, flow } => self.output(attempt, |outgoing| {
+                    outgoing.push(data, flow);
+                }),
+                SlotEvent::Ended { attempt, done: Some(done) } => {
+                    self.output(attempt, |outgoing| outgoing.finish(done));
+                }
+                SlotEvent::Ended { attempt, done: None } => self.cancel(attempt),
+            }
+        }
+        self.events = events;
+        self.pause_if_full();
+        self.grant_input();
+    }
+
+    fn output(&mut self, id: AttemptId, change: impl FnOnce(&mut Outgoing)) {
+        // What was cancelled may still tell of itself.
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let before = attempt.outgoing.kept_bytes();
+        change(&mut attempt.outgoing);
+        self.kept_bytes += attempt.outgoing.kept_bytes() - before;
+        self.outbox.ready(attempt.key);
+    }
+
+    /// Whether there is something to send.
+    pub(super) fn has_reports(&self) -> bool {
+        self.outbox.has_some()
+    }
+
+    /// Whether more orders may be read.
+    pub(super) fn takes_orders(&self) -> bool {
+        !self.outbox.is_full()
+    }
+
+    /// What goes into the next message.
+    pub(super) fn batch(&mut self) -> Vec<Report> {
+        let batch = self.outbox.batch(&mut self.attempts);
+        if self.paused {
+            self.pause_if_full();
+        }
+        batch
+    }
+
+    /// What the coordinator last said of its demand, if it is news.
+    pub(super) fn take_demand(&mut self) -> Option<u32> {
+        self.demand.take()
+    }
+
+    /// Whether anything is held.
+    pub(super) fn has_attempts(&self) -> bool {
+        !self.attempts.is_empty()
+    }
+
+    /// Reports how far the running attempts are, if there are any.
+    pub(super) fn heartbeat(&mut self) {
+        let running = self.progress();
+        if !running.is_empty() {
+            self.outbox.push(Report::Heartbeat(running));
+        }
+    }
+
+    pub(super) fn log(&mut self, job: JobId, text: String) {
+        self.outbox.push(Report::Log(Some(job), text));
+    }
+
+    /// Sets what the coordinator may count on, and tells it if it changed.
+    pub(super) fn set_credit(&mut self, credit: Credit) {
+        let credit = if self.draining { Credit { slots: 0, queue: 0 } } else { credit };
+        if credit != self.credit {
+            self.credit = credit;
+            self.lane.set_share(credit.slots);
+            self.outbox.push(Report::Credit(credit));
+        }
+    }
+
+    /// Takes no new work, and gives back what has not started.
+    pub(super) fn drain(&mut self, deadline_ms: u64) {
+        self.draining = true;
+        self.outbox.push(Report::Draining(deadline_ms));
+        self.set_credit(Credit { slots: 0, queue: 0 });
+        let mut attempts: Vec<_> = self.attempts.keys().copied().collect();
+        attempts.sort_unstable();
+        for attempt in attempts {
+            if self.take_back(attempt) {
+                self.outbox.push(Report::Revoked(attempt));
+            }
+        }
+    }
+
+    /// Cancels what runs; results that are not accepted stay.
+    pub(super) fn cancel_unfinished(&mut self) {
+        let unfinished = |(&id, attempt): (&AttemptId, &Attempt)| {
+            (!attempt.outgoing.is_finished()).then_some(id)
+        };
+        let unfinished: Vec<_> = self.attempts.iter().filter_map(unfinished).collect();
+        for attempt in unfinished {
+            self.cancel(attempt);
+        }
+    }
+
+    /// Jobs that are closed and have nothing running any more, to be ended by the caller.
+    pub(super) fn closed_jobs(&mut self) -> Vec<Job> {
+        let (over, closing) = std::mem::take(&mut self.closing)
+            .into_iter()
+            .partition(|job| Arc::strong_count(job) == 1);
+        self.closing = closing;
+        let over: Vec<Arc<Job>> = over;
+        over.into_iter().filter_map(Arc::into_inner).collect()
+    }
+
+    /// Jobs that are open, or not quite closed, when the session ends.
+    pub(super) fn into_jobs(self) -> Vec<Arc<Job>> {
+        self.jobs.into_values().chain(self.closing).collect()
+    }
+
+    fn progress(&self) -> Vec<Progress> {
+        let mut running = Vec::new();
+        self.lane.progress(&mut running);
+        running.retain(|progress| self.attempts.contains_key(&progress.attempt));
+        running
+    }
+
+    fn open_job(&mut self, id: JobId, spec: JobSpec) {
+        let opened = if self.jobs.contains_key(&id) {
+            Ok(())
+        } else if self.jobs.len() >= JOBS_PER_SESSION_MAX {
+            let message = format!(
+                "{} has {JOBS_PER_SESSION_MAX} jobs of this coordinator open, which is the limit",
+                self.host.name
+            );
+            Err(Refusal { cause: RefusalCause::Limit, message })
+        } else {
+            Job::open(id, spec, &self.host).map(|job| drop(self.jobs.insert(id, Arc::new(job))))
+        };
+        self.outbox.push(match opened {
+            Ok(()) => Report::JobReady(id),
+            Err(refusal) => Report::JobRefused(id, refusal),
+        });
+    }
+
+    fn close_job(&mut self, id: JobId) {
+        self.start_tasks();
+        let Some(job) = self.jobs.remove(&id) else { return };
+        let of_job = |(&attempt, held): (&AttemptId, &Attempt)| {
+            (held.key.job == id).then_some(attempt)
+        };
+        let attempts: Vec<_> = self.attempts.iter().filter_map(of_job).collect();
+        for attempt in attempts {
+            self.cancel(attempt);
+        }
+        self.closing.push(job);
+    }
+
+    fn assign(&mut self, assign: Assign) -> Result<(), Violation> {
+        let Assign { attempt: id, job, range, input_bytes, input } = assign;
+        self.input.received(input.len());
+        if let Some(known) = self.attempts.get_mut(&id) {
+            // Answered from what is held, never run twice.
+            self.lane.meter.take(input.len());
+            if known.outgoing.is_whole() && known.outgoing.is_finished() {
+                known.outgoing.rewind();
+                self.outbox.ready(known.key);
+            }
+            return Ok(());
+        }
+        if self.draining {
+            self.lane.meter.take(input.len());
+            self.outbox.push(Report::Revoked(id));
+            return Ok(());
+        }
+        let Some(open) = self.jobs.get(&job) else { return Err(Violation::JobNotOpen(id, job)) };
+        let gathered = !matches!(open.runner, Runner::Pipe(..));
+        if gathered && input_bytes > ITEM_BYTES_MAX as u64 {
+            return Err(Violation::InputTooLong(id, input_bytes));
+        }
+        if self.attempts.len() >= ATTEMPTS_MAX {
+            return Err(Violation::TooManyAttempts);
+        }
+        let open = open.clone();
+        self.queue(id, open, range, input_bytes, input);
+        Ok(())
+    }
+
+    fn queue(
+        &mut self,
+        id: AttemptId,
+        job: Arc<Job>,
+        range: ItemRange,
+        input_bytes: u64,
+        input: Bytes,
+    ) {
+        let first = *self.first_ticket.get_or_insert_with(|| self.lane.next_ticket());
+        let received_bytes = input.len() as u64;
+        let (input, stream) = if received_bytes == input_bytes {
+            (TaskInput::Whole(input), None)
+        } else {
+            let stream = Arc::new(InputStream::new(input_bytes, self.lane.meter.clone()));
+            stream.push(input);
+            (TaskInput::Stream(stream.clone()), Some(stream))
+        };
+        let attempt = Attempt {
+            key: SendKey { job: job.id, first_item: range.first, attempt: id },
+            input_bytes,
+            received_bytes,
+            input: stream,
+            ticket: first.after(self.tasks.len()),
+            outgoing: Outgoing::default(),
+        };
+        self.attempts.insert(id, attempt);
+        self.tasks.push(Task { attempt: id, job, range, input });
+    }
+
+    fn start_tasks(&mut self) {
+        self.first_ticket = None;
+        self.lane.push(&mut self.tasks);
+    }
+
+    fn input(&mut self, part: Part) -> Result<(), Violation> {
+        let Part { attempt: id, offset, data } = part;
+        self.input.received(data.len());
+        let Some(attempt) = self.attempts.get_mut(&id) else {
+            self.lane.meter.take(data.len());
+            return Ok(());
+        };
+        let end = offset + data.len() as u64;
+        let expected = attempt.received_bytes;
+        match &attempt.input {
+            Some(stream) if offset == expected && end <= attempt.input_bytes => {
+                attempt.received_bytes = end;
+                stream.push(data);
+                Ok(())
+            }
+            // Sent again, and here already.
+            _ if end <= expected => {
+                self.lane.meter.take(data.len());
+                Ok(())
+            }
+            _ => Err(Violation::InputGap { attempt: id, offset, expected }),
+        }
+    }
+
+    fn set_grant(&mut self, grant: OutputGrant) {
+        self.start_tasks();
+        let urgent = grant.urgent.and_then(|(attempt, _)| self.attempts.get(&attempt));
+        self.lane.set_urgent(urgent.map(|attempt| attempt.ticket));
+        self.outbox.set_grant(grant);
+    }
+
+    fn revoke(&mut self, id: AttemptId) {
+        self.start_tasks();
+        let back = self.take_back(id);
+        self.outbox.push(if back { Report::Revoked(id) } else { Report::TooLate(id) });
+    }
+
+    /// Takes an attempt back if it has not started.
+    fn take_back(&mut self, id: AttemptId) -> bool {
+        let task = self.attempts.get(&id).and_then(|held| self.lane.take_back(held.ticket));
+        let Some(task) = task else { return false };
+        self.forget(id);
+        match task.input {
+            TaskInput::Whole(input) => self.lane.meter.take(input.len()),
+            TaskInput::Stream(stream) => stream.close(),
+        }
+        true
+    }
+
+    /// Ends an attempt, however far it is, and forgets it.
+    fn cancel(&mut self, id: AttemptId) {
+        let Some(held) = self.attempts.get(&id) else { return };
+        if held.outgoing.is_finished() {
+            self.forget(id);
+            return;
+        }
+        self.start_tasks();
+        if !self.take_back(id) {
+            self.lane.cancel(id);
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: AttemptId) {
+        let Some(attempt) = self.attempts.remove(&id) else { return };
+        if attempt.outgoing.has_unsent() {
+            self.outbox.forget(attempt.key);
+        }
+        self.kept_bytes = self.kept_bytes.saturating_sub(attempt.outgoing.kept_bytes());
+    }
+
+    /// A session that holds much output starts nothing more, but what the coordinator waits for.
+    fn pause_if_full(&mut self) {
+        if self.kept_bytes <= SESSION_OUTPUT_BYTES && !self.paused {
+            return;
+        }
+        // Counted anew: what a long output has sent is not kept.
+        self.kept_bytes = self.attempts.values().map(|held| held.outgoing.kept_bytes()).sum();
+        let full = self.kept_bytes > SESSION_OUTPUT_BYTES;
+        if full != self.paused {
+            self.paused = full;
+            self.lane.set_paused(full);
+        }
+    }
+
+    /// The total of input that this stream may reach.
+    fn grantable(&self) -> u64 {
+        let held = self.input.received_bytes.saturating_sub(self.lane.meter.taken_bytes());
+        let mut room = INPUT_WINDOW_BYTES.saturating_sub(held);
+        if self.lane.meter.is_starving() {
+            // A slot waits for a part that must not be behind those that wait for a slot.
+            room = room.max(PART_BYTES_MAX as u64);
+        }
+        self.input.stream_bytes + room
+    }
+
+    /// Grants more input, in steps worth a report.
+    fn grant_input(&mut self) {
+        let grantable = self.grantable();
+        let step = PART_BYTES_MAX as u64;
+        let exhausted = self.input.granted_bytes < self.input.stream_bytes + step;
+        let moved = grantable.saturating_sub(self.input.granted_bytes);
+        if moved >= step || (exhausted && moved > 0 && self.lane.meter.is_starving()) {
+            self.input.granted_bytes = grantable;
+            self.outbox.push(Report::InputGrant(grantable));
+        }
+    }
+}
+
+impl InputAccount {
+    fn received(&mut self, bytes: usize) {
+        self.received_bytes += bytes as u64;
+        self.stream_bytes += bytes as u64;
+    }
+}

@@ -1,0 +1,292 @@
+//! The slots: a thread each, started when first needed. Each session has a lane of tasks; a free
+//! slot takes the next task of the lane that has the fewest running for its share.
+//!
+//! All that a slot and a session exchange for an attempt goes under one short lock, and the session
+//! is woken only when nothing of its lane waited to be collected.
+
+mod control;
+mod input;
+mod lane;
+mod output;
+mod thread;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use std::io;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use widemap_common::ids::{AttemptId, ItemRange};
+use widemap_common::time::Timers;
+use widemap_proto::session::Done;
+
+pub(crate) use control::{SlotControl, timespec};
+pub(crate) use input::{InputMeter, InputStream, Taken};
+pub(crate) use lane::{Lane, Ticket};
+pub(crate) use output::{AttemptOutput, Flow, OutputBuffers};
+
+use crate::job::Job;
+use crate::spawner::{SlotChannel, Spawner, SpawnerProcess};
+use lane::LaneState;
+
+/// How long the end of the worker waits for slots that are held up in a user's function.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The position of a lane in the table of lanes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LaneId(usize);
+
+/// An attempt to run.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) attempt: AttemptId,
+    pub(crate) job: Arc<Job>,
+    pub(crate) range: ItemRange,
+    pub(crate) input: TaskInput,
+}
+
+/// Where an attempt's input is.
+#[derive(Debug)]
+pub(crate) enum TaskInput {
+    /// All of it is here.
+    Whole(Bytes),
+    /// It comes in parts.
+    Stream(Arc<InputStream>),
+}
+
+/// What a slot tells the session of an attempt.
+#[derive(Debug)]
+pub(crate) enum SlotEvent {
+    /// A part of its output, which is not the last.
+    Output { attempt: AttemptId, data: Bytes, flow: Arc<Flow> },
+    /// It ended; without a result if it was cancelled.
+    Ended { attempt: AttemptId, done: Option<Box<Done>> },
+}
+
+/// A running attempt.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) attempt: AttemptId,
+    pub(crate) started: Instant,
+    lane: LaneId,
+}
+
+/// All slots of a worker.
+pub(crate) struct Slots {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Dropped after the threads have ended and closed their channels: waits for the process.
+    _spawner: Option<SpawnerProcess>,
+}
+
+/// What the slots' threads and the sessions share.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    controls: Vec<Arc<SlotControl>>,
+    pub(crate) timers: Timers,
+    /// Why the worker cannot go on.
+    fatal: OnceLock<String>,
+    pub(crate) failed: CancellationToken,
+}
+
+struct State {
+    lanes: Vec<Option<LaneState>>,
+    running: Vec<Option<Running>>,
+    /// Slots that wait for work.
+    idle: usize,
+    /// Slots whose thread has been started.
+    started: usize,
+    /// Channels of slots that have not been started.
+    channels: Vec<SlotChannel>,
+    ending: bool,
+}
+
+impl Slots {
+    /// Slots that have no thread yet. Without a spawner they cannot run commands.
+    pub(crate) fn new(slots: u32, timers: Timers, spawner: Option<Spawner>) -> io::Result<Self> {
+        let controls: Vec<_> =
+            (0..slots).map(|i| SlotControl::new(i).map(Arc::new)).collect::<io::Result<_>>()?;
+        let (channels, process) = match spawner {
+            Some(spawner) => {
+                let (channels, process) = spawner.into_parts();
+                (channels, Some(process))
+            }
+            None => (Vec::new(), None),
+        };
+        let state = State {
+            lanes: Vec::new(),
+            running: controls.iter().map(|_| None).collect(),
+            idle: 0,
+            started: 0,
+            channels,
+            ending: false,
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            controls,
+            timers,
+            fatal: OnceLock::new(),
+            failed: CancellationToken::new(),
+        };
+        let threads = Mutex::new(Vec::new());
+        Ok(Self { shared: Arc::new(shared), threads, _spawner: process })
+    }
+
+    /// A lane for a session.
+    pub(crate) fn lane(self: &Arc<Self>) -> Lane {
+        Lane::open(self.clone())
+    }
+
+    /// Resolves when the worker cannot go on; [`Slots::fatal`] says why.
+    pub(crate) async fn failed(&self) {
+        self.shared.failed.cancelled().await;
+    }
+
+    /// Why the worker cannot go on.
+    pub(crate) fn fatal(&self) -> String {
+        self.shared.fatal.get().cloned().unwrap_or_default()
+    }
+
+    /// Starts a thread for each task that has none to run it.
+    fn start_threads(&self, state: &mut State) {
+        let wanted = state.demand().min(self.shared.controls.len());
+        while state.started < wanted {
+            let control = self.shared.controls[state.started].clone();
+            let channel = state.channels.pop();
+            let shared = self.shared.clone();
+            let name = format!("slot-{}", control.index + 1);
+            let start = std::thread::Builder::new().name(name);
+            match start.spawn(move || thread::run(&shared, &control, channel)) {
+                Ok(handle) => {
+                    state.started += 1;
+                    self.threads.lock().expect("no holder of this lock panics").push(handle);
+                }
+                // Those that run take the work; with none the worker is of no use.
+                Err(_) if state.started > 0 => return,
+                Err(error) => return self.shared.fail(&format!("cannot start a thread: {error}")),
+            }
+        }
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        self.shared.lock().ending = true;
+        for control in &self.shared.controls {
+            control.end();
+        }
+        self.shared.work.notify_all();
+        let give_up = Instant::now() + END_PATIENCE;
+        let threads = std::mem::take(&mut *self.threads.lock().expect("no holder panics"));
+        for thread in threads {
+            while !thread.is_finished() && Instant::now() < give_up {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // What a user's function holds up ends with the process.
+            if thread.is_finished() && thread.join().is_err() {
+                tracing::error!("a slot's thread panicked");
+            }
+        }
+        self.shared.lock().channels.clear();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+
+    /// The worker cannot go on.
+    pub(crate) fn fail(&self, reason: &str) {
+        let _ = self.fatal.set(reason.to_owned());
+        self.failed.cancel();
+    }
+
+    /// Tells a lane's session of something.
+    pub(crate) fn tell(&self, lane: LaneId, event: SlotEvent) {
+        let notify = {
+            let mut state = self.lock();
+            let Some(lane) = state.lane(lane) else { return };
+            lane.push_event(event)
+        };
+        if let Some(meter) = notify {
+            meter.notify.notify_one();
+        }
+    }
+
+    /// Hands in the event that ended a slot's task, if it had one, and takes the next one; waits
+    /// for it if there is none. Nothing when the worker ends.
+    fn next(&self, slot: usize, ended: Option<(LaneId, SlotEvent)>) -> Option<(LaneId, Task)> {
+        let mut state = self.lock();
+        let notify = ended.and_then(|(lane, event)| state.end(slot, lane, event));
+        let mut next = state.take(slot, &self.controls[slot]);
+        if next.is_some() && notify.is_none() {
+            return next;
+        }
+        drop(state);
+        if let Some(meter) = notify {
+            meter.notify.notify_one();
+        }
+        if next.is_some() {
+            return next;
+        }
+        state = self.lock();
+        loop {
+            if state.ending {
+                return None;
+            }
+            next = state.take(slot, &self.controls[slot]);
+            if next.is_some() {
+                return next;
+            }
+            state.idle += 1;
+            state = self.work.wait(state).expect("no holder of this lock panics");
+            state.idle -= 1;
+        }
+    }
+}
+
+impl State {
+    fn lane(&mut self, lane: LaneId) -> Option<&mut LaneState> {
+        self.lanes.get_mut(lane.0)?.as_mut()
+    }
+
+    /// Tasks that run or wait.
+    fn demand(&self) -> usize {
+        self.lanes.iter().flatten().map(|lane| lane.running + lane.queued).sum()
+    }
+
+    /// A slot's task has ended. Returns whom to wake.
+    fn end(&mut self, slot: usize, id: LaneId, event: SlotEvent) -> Option<Arc<InputMeter>> {
+        self.running[slot] = None;
+        let lane = self.lane(id)?;
+        lane.running -= 1;
+        let notify = lane.push_event(event);
+        if lane.closed && lane.running == 0 {
+            self.lanes[id.0] = None;
+        }
+        notify
+    }
+
+    /// The next task of the lane that has the fewest running for its share.
+    fn take(&mut self, slot: usize, control: &SlotControl) -> Option<(LaneId, Task)> {
+        let load = |lane: &LaneState| (lane.running as u64 + 1) * 1_000 / u64::from(lane.share);
+        let best = self
+            .lanes
+            .iter()
+            .enumerate()
+            .filter_map(|(index, lane)| Some((index, lane.as_ref()?)))
+            .filter(|(_, lane)| lane.has_next())
+            .min_by_key(|(_, lane)| load(lane))?
+            .0;
+        let lane = self.lanes[best].as_mut()?;
+        let task = lane.next()?;
+        control.reset();
+        let started = Instant::now();
+        self.running[slot] = Some(Running { attempt: task.attempt, started, lane: LaneId(best) });
+        Some((LaneId(best), task))
+    }
+}

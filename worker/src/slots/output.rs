@@ -1,0 +1,190 @@
+//! What an attempt prints: gathered in one buffer, handed to the session in parts when it grows,
+//! and held back when the session cannot send as fast as the attempt prints.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use rustix::buffer::SpareCapacity;
+use widemap_common::ids::AttemptId;
+use widemap_common::limits::{ARENA_BYTES, ATTEMPT_OUTPUT_BYTES, PART_BYTES_MAX};
+
+use super::control::SlotControl;
+use super::{LaneId, Shared, SlotEvent};
+
+/// What a buffer for output starts with.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// The output of a running attempt that its session has and has not sent.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    unsent_bytes: AtomicU64,
+    /// The slot waits for room.
+    waiting: AtomicBool,
+    control: Arc<SlotControl>,
+}
+
+impl Flow {
+    /// The session has sent so many bytes.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.unsent_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        if self.waiting.swap(false, Ordering::SeqCst) {
+            self.control.wake();
+        }
+    }
+
+    /// The session will send so many bytes again.
+    pub(crate) fn unsent(&self, bytes: u64) {
+        self.unsent_bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+}
+
+/// The buffers that a slot uses again for each attempt.
+#[derive(Debug, Default)]
+pub(crate) struct OutputBuffers {
+    buffer: Vec<u8>,
+    arena: BytesMut,
+}
+
+impl OutputBuffers {
+    /// Small results share the arena, so that each costs no allocation; a large one takes its
+    /// buffer with it.
+    fn finish(&mut self, mut buffer: Vec<u8>) -> Bytes {
+        if buffer.is_empty() {
+            self.buffer = buffer;
+            return Bytes::new();
+        }
+        if buffer.len() > ARENA_BYTES / 2 {
+            return Bytes::from(buffer);
+        }
+        if self.arena.capacity() < buffer.len() {
+            self.arena = BytesMut::with_capacity(ARENA_BYTES);
+        }
+        self.arena.extend_from_slice(&buffer);
+        buffer.clear();
+        self.buffer = buffer;
+        self.arena.split().freeze()
+    }
+}
+
+/// The output of one attempt, from its first byte on.
+pub(crate) struct AttemptOutput<'a> {
+    pub(crate) buffer: Vec<u8>,
+    /// What was handed to the session before the buffer.
+    handed_bytes: u64,
+    flow: Option<Arc<Flow>>,
+    attempt: AttemptId,
+    lane: LaneId,
+    shared: &'a Shared,
+    control: &'a Arc<SlotControl>,
+}
+
+impl<'a> AttemptOutput<'a> {
+    pub(crate) fn begin(
+        buffers: &mut OutputBuffers,
+        attempt: AttemptId,
+        lane: LaneId,
+        shared: &'a Shared,
+        control: &'a Arc<SlotControl>,
+    ) -> Self {
+        let buffer = std::mem::take(&mut buffers.buffer);
+        Self { buffer, handed_bytes: 0, flow: None, attempt, lane, shared, control }
+    }
+
+    /// How many bytes there are so far.
+    pub(crate) fn position(&self) -> u64 {
+        self.handed_bytes + self.buffer.len() as u64
+    }
+
+    /// Takes back what follows `position`, and returns how much of it cannot be taken back, since
+    /// the session has it.
+    pub(crate) fn truncate(&mut self, position: u64) -> u64 {
+        if let Some(kept) = position.checked_sub(self.handed_bytes) {
+            self.buffer.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+            return 0;
+        }
+        self.buffer.clear();
+        self.handed_bytes - position
+    }
+
+    /// Room to read into, at least some.
+    pub(crate) fn room(&mut self) -> SpareCapacity<'_, u8> {
+        if self.buffer.capacity() == self.buffer.len() {
+            let grown = (self.buffer.capacity() * 4).clamp(BUFFER_BYTES, PART_BYTES_MAX);
+            self.buffer.reserve_exact(grown.saturating_sub(self.buffer.len()).max(1));
+        }
+        rustix::buffer::spare_capacity(&mut self.buffer)
+    }
+
+    /// Hands whole parts to the session.
+    pub(crate) fn hand_over(&mut self) {
+        if self.buffer.len() < PART_BYTES_MAX {
+            return;
+        }
+        let next = Vec::with_capacity(PART_BYTES_MAX);
+        let mut whole = Bytes::from(std::mem::replace(&mut self.buffer, next));
+        while whole.len() >= PART_BYTES_MAX {
+            self.hand_part(whole.split_to(PART_BYTES_MAX));
+        }
+        self.buffer.extend_from_slice(&whole);
+    }
+
+    /// Hands all of it to the session, so that what ends the attempt has room in its message.
+    pub(crate) fn hand_all(&mut self) {
+        let mut rest = Bytes::from(std::mem::take(&mut self.buffer));
+        while !rest.is_empty() {
+            self.hand_part(rest.split_to(rest.len().min(PART_BYTES_MAX)));
+        }
+    }
+
+    fn hand_part(&mut self, data: Bytes) {
+        let flow = self.flow.get_or_insert_with(|| {
+            Arc::new(Flow {
+                unsent_bytes: AtomicU64::new(0),
+                waiting: AtomicBool::new(false),
+                control: self.control.clone(),
+            })
+        });
+        flow.unsent(data.len() as u64);
+        self.handed_bytes += data.len() as u64;
+        let event = SlotEvent::Output { attempt: self.attempt, data, flow: flow.clone() };
+        self.shared.tell(self.lane, event);
+    }
+
+    /// Whether no more may be printed for now. The slot is woken when there is room again.
+    pub(crate) fn is_full(&self) -> bool {
+        let Some(flow) = &self.flow else { return false };
+        let full = || {
+            let unsent = flow.unsent_bytes.load(Ordering::SeqCst);
+            unsent + self.buffer.len() as u64 >= ATTEMPT_OUTPUT_BYTES
+        };
+        // The second look closes the gap in which the session sends and sees nobody wait.
+        let is_full = full() && {
+            flow.waiting.store(true, Ordering::SeqCst);
+            full()
+        };
+        self.control.stalled.store(is_full, Ordering::Relaxed);
+        is_full
+    }
+
+    /// The last part, and the length of the whole.
+    pub(crate) fn finish(mut self, buffers: &mut OutputBuffers) -> (Bytes, u64) {
+        self.hand_over();
+        let whole = self.position();
+        (buffers.finish(self.buffer), whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_results_share_a_buffer() {
+        let mut buffers = OutputBuffers::default();
+        let first = buffers.finish(b"one\n".to_vec());
+        let second = buffers.finish(b"two\n".to_vec());
+        assert_eq!((first.as_ref(), second.as_ref()), (b"one\n".as_slice(), b"two\n".as_slice()));
+        assert_eq!(first.as_ptr().wrapping_add(4), second.as_ptr());
+    }
+}

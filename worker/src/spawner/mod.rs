@@ -1,0 +1,202 @@
+//! A small process of the worker's own that starts every command and ends with the worker, so that
+//! spawning costs the same however large the worker is, and nothing that it started outlives it.
+
+mod descendants;
+mod message;
+mod process;
+
+use std::io::{IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::{fmt, io};
+
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
+use widemap_common::limits::SLOTS_MAX;
+
+pub(crate) use message::{Reply, SpawnRequest};
+
+/// Files beside the slots' sockets that the spawner itself needs.
+const SPAWNER_FILES: u64 = 64;
+
+/// The process that starts commands, and a channel to it for each slot.
+///
+/// It is started first thing in `main`: it is forked from this process, which must not have other
+/// threads yet.
+pub struct Spawner {
+    channels: Vec<SlotChannel>,
+    process: SpawnerProcess,
+}
+
+/// Why the spawner could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnerError {
+    /// The process has other threads already.
+    #[error("the spawner must be started before any thread, and there are {0} (start it first thing in main)")]
+    Threads(usize),
+    /// No socket pair could be made.
+    #[error("cannot make the spawner's sockets: {0}")]
+    Sockets(#[source] io::Error),
+    /// No process could be made.
+    #[error("cannot start the spawner's process: {0}")]
+    Fork(#[source] io::Error),
+}
+
+/// The spawner has died: no command can be started any more, and the worker must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the process that starts commands has died")]
+pub(crate) struct SpawnerGone;
+
+impl Spawner {
+    /// Starts the spawner for a worker of `slots` slots.
+    ///
+    /// The soft limit of open files is raised to the hard one, for the worker; what it starts keeps
+    /// the former.
+    ///
+    /// # Errors
+    /// [`SpawnerError`] if there are threads already, or the system is at a limit.
+    pub fn start(slots: u32) -> Result<Self, SpawnerError> {
+        let slots = slots.clamp(1, SLOTS_MAX);
+        let threads = thread_count();
+        if threads > 1 {
+            return Err(SpawnerError::Threads(threads));
+        }
+        let files = raise_open_files();
+        let pairs: Vec<_> = (0..slots)
+            .map(|_| UnixStream::pair())
+            .collect::<Result<_, _>>()
+            .map_err(SpawnerError::Sockets)?;
+        let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let Some(pid) = fork()? else {
+            // The spawner: from here on a process of its own.
+            drop(ours);
+            lower_open_files(files.max(u64::from(slots) + SPAWNER_FILES));
+            let ended = std::panic::catch_unwind(|| process::run(theirs));
+            end_process(i32::from(!matches!(ended, Ok(Ok(())))));
+        };
+        let channels = ours.into_iter().map(|socket| SlotChannel { socket }).collect();
+        Ok(Self { channels, process: SpawnerProcess { pid } })
+    }
+
+    /// The slots that it serves.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.channels.len()).expect("slots are bounded by SLOTS_MAX")
+    }
+
+    pub(crate) fn into_parts(self) -> (Vec<SlotChannel>, SpawnerProcess) {
+        (self.channels, self.process)
+    }
+}
+
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spawner").field("pid", &self.process.pid).finish_non_exhaustive()
+    }
+}
+
+/// The spawner's process. It ends when the last channel is closed; dropping this waits for it.
+pub(crate) struct SpawnerProcess {
+    pid: Pid,
+}
+
+impl Drop for SpawnerProcess {
+    fn drop(&mut self) {
+        // It ends within a bound of its own. Whoever reaped it before us is welcome.
+        let wait = || rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
+        while matches!(wait(), Err(Errno::INTR)) {}
+    }
+}
+
+/// One slot's way to the spawner. A slot runs one process at a time: each request to spawn is
+/// followed by exactly one reply before the next.
+#[derive(Debug)]
+pub(crate) struct SlotChannel {
+    socket: UnixStream,
+}
+
+impl SlotChannel {
+    /// Asks for a process with these files: standard input (if the request says so), output, error.
+    pub(crate) fn spawn(
+        &mut self,
+        request: &mut SpawnRequest,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(), SpawnerGone> {
+        let bytes = request.finish();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fits = control.push(SendAncillaryMessage::ScmRights(files));
+        assert!(fits, "a process has three files at the most");
+        let sent = loop {
+            let pieces = [IoSlice::new(bytes)];
+            match rustix::net::sendmsg(&self.socket, &pieces, &mut control, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                sent => break sent.map_err(|_| SpawnerGone)?,
+            }
+        };
+        self.socket.write_all(&bytes[sent..]).map_err(|_| SpawnerGone)
+    }
+
+    /// Sends a signal to the whole group of the slot's process, if anything of it is left.
+    pub(crate) fn signal(&mut self, signal: Signal) -> Result<(), SpawnerGone> {
+        let request = message::signal_request(signal.as_raw());
+        self.socket.write_all(&request).map_err(|_| SpawnerGone)
+    }
+
+    /// Reads the reply to a request to spawn; it is there when the socket is readable.
+    pub(crate) fn reply(&mut self) -> Result<Reply, SpawnerGone> {
+        let mut bytes = [0; message::REPLY_BYTES];
+        self.socket.read_exact(&mut bytes).map_err(|_| SpawnerGone)?;
+        Ok(Reply::from_bytes(bytes))
+    }
+}
+
+impl AsFd for SlotChannel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The threads of this process, where the system tells.
+fn thread_count() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
+
+/// Raises the soft limit of open files to the hard one, and returns what it was.
+fn raise_open_files() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    // Where the hard limit is "unlimited", systems refuse it as a soft one: then all stays as it is.
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let _ = rustix::process::setrlimit(Resource::Nofile, raised);
+    limit.current.unwrap_or(u64::MAX)
+}
+
+/// Gives processes the limit that the worker was started with: some close every file up to it.
+fn lower_open_files(files: u64) {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let current = limit.maximum.map_or(files, |maximum| maximum.min(files));
+    let lowered = Rlimit { current: Some(current), maximum: limit.maximum };
+    let _ = rustix::process::setrlimit(Resource::Nofile, lowered);
+}
+
+/// Forks this process: the new one's id for the old one, nothing for the new one.
+#[allow(unsafe_code)]
+fn fork() -> Result<Option<Pid>, SpawnerError> {
+    // SAFETY: the caller has checked that this process has one thread, so no lock (the
+    // allocator's, say) can be held by a thread that does not exist in the child, and the child may
+    // go on as any program.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(SpawnerError::Fork(io::Error::last_os_error()));
+    }
+    Ok(Pid::from_raw(pid))
+}
+
+/// Ends this process without what its parent registered to run at its own exit.
+#[allow(unsafe_code)]
+fn end_process(status: i32) -> ! {
+    // SAFETY: `_exit` only ends the process.
+    unsafe { libc::_exit(status) }
+}
