@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use widemap_common::time::Timers;
-pub(crate) use widemap_worker::Spawner;
+pub(crate) use widemap_worker::{Spawner, SpawnerError};
 use widemap_worker::{Registry, Worker, WorkerConfig};
 
 /// The embedded worker's task, ended by [`Embedded::close`].

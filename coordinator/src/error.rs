@@ -65,6 +65,9 @@ pub(crate) enum MapError {
     /// This machine gives no runtime, socket pair or process.
     #[error("cannot start: {0}")]
     Start(std::io::Error),
+    /// The process that starts commands cannot be started.
+    #[error("cannot run commands on this machine: {0}")]
+    Spawner(#[from] crate::embedded::SpawnerError),
     /// No worker could be used in time.
     #[error("no worker could be used{}\n{}", within(*.waited), places.join("\n"))]
     NoWorkers {
@@ -124,6 +127,7 @@ impl MapError {
             | Self::Held(_)
             | Self::SideFile { .. }
             | Self::Start(_)
+            | Self::Spawner(_)
             | Self::NoWorkers { .. }
             | Self::Unbalanced(_) => exit::CLUSTER,
         }

@@ -33,7 +33,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const STREAMS_WAITING: usize = SESSIONS_MAX;
 
 /// Builds the server: the worker's service, health, and reflection if wanted.
-pub(crate) fn build(
+pub(crate) async fn build(
     streams: mpsc::Sender<Stream>,
     timers: &Timers,
     reflection: bool,
@@ -48,9 +48,8 @@ pub(crate) fn build(
         .max_frame_size(u32::try_from(PART_BYTES_MAX).expect("a part is far below 4 GiB"))
         .max_concurrent_streams(CALLS_MAX)
         .concurrency_limit_per_connection(CALLS_MAX as usize);
-    // The service is there as long as the process is, and says so from the start: the reporter's
-    // only await is on a lock that nobody else holds yet.
-    drop(health);
+    // The service is there as long as the process is.
+    health.set_serving::<WorkerServer<Service>>().await;
     let reflection = if reflection {
         let description = widemap_proto::DESCRIPTOR;
         Some(

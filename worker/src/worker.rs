@@ -157,6 +157,7 @@ impl Worker {
     {
         let (streams, waiting) = mpsc::channel(server::STREAMS_WAITING);
         let router = server::build(streams, &self.config.timers, self.config.reflection)
+            .await
             .map_err(WorkerError::Reflection)?;
         let (slots, hub) = self.start()?;
         let stop = CancellationToken::new();

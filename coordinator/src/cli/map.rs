@@ -89,7 +89,7 @@ fn plan(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<(Plan, Option<Spawne
         (true, Some(bytes)) => BlockRule::Fixed(bytes),
     };
     let spawner = match local {
-        Some(slots) => Some(Spawner::start(slots).map_err(MapError::Start)?),
+        Some(slots) => Some(Spawner::start(slots)?),
         None => None,
     };
     let plan = Plan {

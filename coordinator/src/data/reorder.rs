@@ -11,8 +11,9 @@ pub(super) struct Reorder {
     /// The first item that was not emitted.
     next: u64,
     runs: BTreeMap<u64, Run>,
-    /// Runs with bytes that could be spilled.
-    in_memory: BTreeSet<u64>,
+    /// Runs with bytes that could be spilled: kept from the first spill on, since most jobs have
+    /// none.
+    in_memory: Option<BTreeSet<u64>>,
     memory_bytes: u64,
 }
 
@@ -30,7 +31,7 @@ const LOOKED_AT_MAX: usize = 4_096;
 
 impl Reorder {
     pub(super) fn new() -> Self {
-        Self { next: 0, runs: BTreeMap::new(), in_memory: BTreeSet::new(), memory_bytes: 0 }
+        Self { next: 0, runs: BTreeMap::new(), in_memory: None, memory_bytes: 0 }
     }
 
     /// Whether the items from `first` on can be emitted without a wait here.
@@ -79,7 +80,9 @@ impl Reorder {
                 self.memory_bytes += bytes;
             }
         }
-        self.in_memory.insert(key);
+        if let Some(in_memory) = &mut self.in_memory {
+            in_memory.insert(key);
+        }
     }
 
     /// Takes what is next to be emitted.
@@ -91,7 +94,9 @@ impl Reorder {
             }
             let part = entry.get_mut().parts.pop_front();
             if entry.get().parts.is_empty() {
-                self.in_memory.remove(entry.key());
+                if let Some(in_memory) = &mut self.in_memory {
+                    in_memory.remove(entry.key());
+                }
                 self.next = entry.remove().end;
                 self.memory_bytes -= RUN_OVERHEAD_BYTES;
             }
@@ -104,10 +109,11 @@ impl Reorder {
 
     /// Sends up to about `bytes` of what is needed last to the spill. False if nothing could be.
     pub(super) fn spill(&mut self, spill: &mut Spill, bytes: u64) -> bool {
+        let in_memory = self.in_memory.get_or_insert_with(|| self.runs.keys().copied().collect());
         let mut batch = Batch::default();
         let mut looked_at = 0;
         while batch.bytes() < bytes && (looked_at <= LOOKED_AT_MAX || batch.bytes() == 0) {
-            let Some(&first) = self.in_memory.last() else { break };
+            let Some(&first) = in_memory.last() else { break };
             let run = self.runs.get_mut(&first).expect("a run in memory is a run");
             let mut is_emptied = true;
             for (index, part) in run.parts.iter_mut().enumerate().rev() {
@@ -121,7 +127,7 @@ impl Reorder {
                 }
             }
             if is_emptied {
-                self.in_memory.remove(&first);
+                in_memory.remove(&first);
             }
         }
         if batch.bytes() == 0 {

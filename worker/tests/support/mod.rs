@@ -1,0 +1,270 @@
+//! What the tests of a worker stand on: the real binary, and a client that speaks the protocol raw.
+
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses a part of it")]
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+use widemap_common::framing::LINES;
+use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, ItemRange, JobId};
+use widemap_common::spec::{Directory, Function, JobSpec};
+use widemap_common::template::Template;
+use widemap_proto::VERSION;
+use widemap_proto::session::{
+    Assign, CoordinatorHello, Credit, Done, HeldAttempt, Order, OutputGrant, Report, WorkerHello,
+};
+use widemap_proto::wire::worker_client::WorkerClient;
+use widemap_proto::wire::{FromWorker, ToWorker};
+
+/// How long anything in a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Timers that let a test of them be short.
+pub const TIMERS: &str = "--timers=heartbeat_ms=20,kill_grace_ms=200,pipe_grace_ms=100";
+
+pub const JOB: JobId = JobId(1);
+
+/// The binary, killed when dropped.
+pub struct WorkerProcess {
+    child: Child,
+    pub port: u16,
+}
+
+impl WorkerProcess {
+    pub fn start(args: &[&str]) -> Self {
+        Self::start_in(Command::new(env!("CARGO_BIN_EXE_widemap-worker")).args(args))
+    }
+
+    pub fn start_in(command: &mut Command) -> Self {
+        let mut child = command
+            .arg(TIMERS)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the worker starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("the worker says where it listens");
+        let port = line.trim().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        Self { port: port.unwrap_or_else(|| panic!("not an address: {line:?}")), child }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("the worker is there");
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("the worker is ours")
+    }
+
+    pub async fn link(&self) -> Link {
+        Link::open(self.channel().await, hello(1, 1)).await.expect("the worker greets")
+    }
+
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{}", self.port));
+        endpoint.unwrap().connect().await.expect("the worker listens")
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn hello(coordinator: u64, epoch: u64) -> CoordinatorHello {
+    CoordinatorHello {
+        version: VERSION,
+        build: "test".to_owned(),
+        coordinator: CoordinatorId(coordinator),
+        epoch: Epoch(epoch),
+        linger_ms: 20_000,
+    }
+}
+
+/// One stream to a worker.
+pub struct Link {
+    orders: mpsc::Sender<ToWorker>,
+    inbound: Streaming<FromWorker>,
+    seen: VecDeque<Report>,
+    pub hello: Box<WorkerHello>,
+    pub held: Vec<HeldAttempt>,
+    pub credit: Credit,
+}
+
+impl Link {
+    pub async fn open(channel: Channel, hello: CoordinatorHello) -> Result<Self, Status> {
+        let (orders, queue) = mpsc::channel(8);
+        let _ = orders.send(vec![Order::Hello(hello)].into()).await;
+        let stream = WorkerClient::new(channel).session(ReceiverStream::new(queue)).await?;
+        let mut inbound = stream.into_inner();
+        let first = inbound.message().await?.expect("a greeting");
+        let mut seen = VecDeque::from(Vec::<Report>::try_from(first).expect("reports"));
+        let Some(Report::Hello(hello)) = seen.pop_front() else { panic!("no hello") };
+        let Some(Report::Held(held)) = seen.pop_front() else { panic!("no held") };
+        let Some(Report::Credit(credit)) = seen.pop_front() else { panic!("no credit") };
+        let Some(Report::InputGrant(_)) = seen.pop_front() else { panic!("no input grant") };
+        Ok(Self { orders, inbound, seen, hello, held, credit })
+    }
+
+    pub async fn send(&self, orders: Vec<Order>) {
+        self.orders.send(orders.into()).await.expect("the stream is open");
+    }
+
+    /// The next report that is no heartbeat.
+    pub async fn next(&mut self) -> Result<Report, Status> {
+        tokio::time::timeout(PATIENCE, async {
+            loop {
+                match self.seen.pop_front() {
+                    Some(Report::Heartbeat(_)) => {}
+                    Some(report) => return Ok(report),
+                    None => self.receive().await?,
+                }
+            }
+        })
+        .await
+        .expect("the worker reports in time")
+    }
+
+    async fn receive(&mut self) -> Result<(), Status> {
+        let message = self.inbound.message().await?;
+        let message = message.ok_or_else(|| Status::cancelled("the stream has ended"))?;
+        self.seen.extend(Vec::<Report>::try_from(message).expect("reports"));
+        Ok(())
+    }
+
+    /// The first report that `find` knows; those before it are dropped.
+    pub async fn until<T>(&mut self, mut find: impl FnMut(Report) -> Option<T>) -> T {
+        tokio::time::timeout(PATIENCE, async {
+            loop {
+                while let Some(report) = self.seen.pop_front() {
+                    if let Some(found) = find(report) {
+                        return found;
+                    }
+                }
+                self.receive().await.expect("the stream goes on");
+            }
+        })
+        .await
+        .expect("the worker reports in time")
+    }
+
+    /// Opens the job and grants all output.
+    pub async fn open_job(&mut self, spec: JobSpec) {
+        let grant = OutputGrant { total: u64::MAX, urgent: None };
+        self.send(vec![Order::OpenJob(JOB, Box::new(spec)), Order::OutputGrant(grant)]).await;
+        match self.next().await.expect("an answer") {
+            Report::JobReady(JOB) => {}
+            other => panic!("the job is not ready: {other:?}"),
+        }
+    }
+
+    /// Runs one attempt and returns its whole output and its end.
+    pub async fn run(&mut self, attempt: u64, input: &[u8]) -> (Vec<u8>, Box<Done>) {
+        self.send(vec![assign(attempt, 0, input)]).await;
+        self.done(attempt).await
+    }
+
+    pub async fn done(&mut self, attempt: u64) -> (Vec<u8>, Box<Done>) {
+        let mut output = Vec::new();
+        let done = self
+            .until(|report| match report {
+                Report::Output(part) if part.attempt == AttemptId(attempt) => {
+                    assert_eq!(part.offset, output.len() as u64);
+                    output.extend_from_slice(&part.data);
+                    None
+                }
+                Report::Done(done) if done.attempt == AttemptId(attempt) => Some(done),
+                _ => None,
+            })
+            .await;
+        output.extend_from_slice(&done.output);
+        assert_eq!(done.output_bytes, output.len() as u64);
+        (output, done)
+    }
+
+    /// Waits until the attempt runs.
+    pub async fn running(&mut self, attempt: u64) {
+        let named = |report| match report {
+            Report::Heartbeat(running) => {
+                running.iter().any(|progress| progress.attempt == AttemptId(attempt)).then_some(())
+            }
+            _ => None,
+        };
+        self.until(named).await;
+    }
+}
+
+/// An attempt at the items of `input`, which are lines.
+pub fn assign(attempt: u64, first: u64, input: &[u8]) -> Order {
+    let items = u32::try_from(LINES.count(input)).unwrap();
+    Order::Assign(Assign {
+        attempt: AttemptId(attempt),
+        job: JOB,
+        range: ItemRange::new(first, items),
+        input_bytes: input.len() as u64,
+        input: Bytes::copy_from_slice(input),
+    })
+}
+
+pub fn exec(argv: &[&str]) -> JobSpec {
+    let argv: Vec<_> = argv.iter().map(|arg| arg.as_bytes().to_vec()).collect();
+    spec(Function::Exec { argv: Template::command(&argv) })
+}
+
+/// A shell script run once for each item, which is `$1`.
+pub fn shell(script: &str) -> JobSpec {
+    exec(&["sh", "-c", script, "sh", "{}"])
+}
+
+pub fn pipe(argv: &[&str]) -> JobSpec {
+    let argv = argv.iter().map(|arg| arg.as_bytes().to_vec()).collect();
+    spec(Function::Pipe { argv })
+}
+
+pub fn builtin(name: &str) -> JobSpec {
+    spec(Function::Builtin { name: name.to_owned() })
+}
+
+fn spec(function: Function) -> JobSpec {
+    JobSpec {
+        function,
+        framing: LINES,
+        directory: Directory::Private,
+        environment: Vec::new(),
+        timeout: None,
+        max_output: 1 << 30,
+        per_item: false,
+    }
+}
+
+/// Waits for a condition of the outside world.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whether a process of that id is there and no zombie.
+pub fn lives(pid: u32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.contains(") Z "),
+        Err(_) => false,
+    }
+}
