@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 use widemap_common::framing::LINES;
+use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, ItemRange, JobId};
 use widemap_common::spec::{Directory, Function, JobSpec};
 use widemap_common::template::Template;
@@ -74,8 +75,12 @@ impl WorkerProcess {
     }
 
     pub async fn channel(&self) -> Channel {
-        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{}", self.port));
-        endpoint.unwrap().connect().await.expect("the worker listens")
+        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{}", self.port)).unwrap();
+        let sized = endpoint
+            .tcp_nodelay(true)
+            .initial_connection_window_size(8 << 20)
+            .initial_stream_window_size(8 << 20);
+        sized.connect().await.expect("the worker listens")
     }
 }
 
@@ -121,8 +126,37 @@ impl Link {
         Ok(Self { orders, inbound, seen, hello, held, credit })
     }
 
+    /// Sends orders, in as many messages as their payload needs.
     pub async fn send(&self, orders: Vec<Order>) {
+        let mut message = Vec::new();
+        let mut bytes = 0;
+        for order in orders {
+            bytes += match &order {
+                Order::Assign(assign) => assign.input.len(),
+                Order::Input(part) => part.data.len(),
+                _ => 0,
+            };
+            message.push(order);
+            if bytes >= BATCH_BYTES_MAX || message.len() >= BATCH_ENTRIES_MAX {
+                bytes = 0;
+                self.send_message(std::mem::take(&mut message)).await;
+            }
+        }
+        if !message.is_empty() {
+            self.send_message(message).await;
+        }
+    }
+
+    async fn send_message(&self, orders: Vec<Order>) {
         self.orders.send(orders.into()).await.expect("the stream is open");
+    }
+
+    /// The reports of one message.
+    pub async fn batch(&mut self) -> Vec<Report> {
+        if self.seen.is_empty() {
+            self.receive().await.expect("the stream goes on");
+        }
+        self.seen.drain(..).collect()
     }
 
     /// The next report that is no heartbeat.

@@ -11,7 +11,7 @@ use widemap_common::framing::{Framing, LINES, push_length_prefixed};
 use widemap_common::ids::ItemRange;
 use widemap_common::limits::{BLOCK_BYTES_MIN, BLOCKS_PER_SIZE};
 
-use super::Bell;
+use super::{Bell, cases};
 use crate::data::block::{BlockRule, Splitter};
 use crate::data::{Chunk, HeldError, HeldInput, Input, InputError, Source};
 
@@ -105,7 +105,7 @@ fn any_text() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn a_file_is_cut_into_what_it_holds(

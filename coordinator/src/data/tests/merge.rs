@@ -12,7 +12,7 @@ use widemap_common::framing::{Framing, LINES, push_length_prefixed};
 use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::limits::SINK_QUEUE_BYTES;
 
-use super::Bell;
+use super::{Bell, cases};
 use crate::data::sink::Sink;
 use crate::data::spill::Spill;
 use crate::data::{
@@ -127,7 +127,7 @@ fn play(merge: &mut Merge, attempt: AttemptId, first: u64, made: &Try) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn the_output_is_in_order_whatever_the_order_of_acceptance(

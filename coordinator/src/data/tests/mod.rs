@@ -7,6 +7,13 @@ mod merge;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use proptest::prelude::ProptestConfig;
+
+/// So many cases. A failing one is printed, not kept in a file of its own: it may be a megabyte.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 /// What `notify` wakes, as the driver's loop would be.
 #[derive(Clone, Default)]
 struct Bell(Arc<(Mutex<u64>, Condvar)>);
