@@ -48,6 +48,9 @@ pub(crate) enum MapError {
     /// The output cannot be written.
     #[error(transparent)]
     Output(#[from] crate::data::SinkError),
+    /// The file of `--failures` cannot be made.
+    #[error(transparent)]
+    FailuresFile(crate::data::SinkError),
     /// The file of `--output` cannot be written.
     #[error(transparent)]
     OutputFile(#[from] crate::data::OutputFileError),
@@ -117,6 +120,7 @@ impl MapError {
             | Self::Flag { .. }
             | Self::LogFilter(_)
             | Self::FromFailures { .. }
+            | Self::FailuresFile(_)
             | Self::Unusable { .. } => exit::USAGE,
             Self::OutputFile(error) if error.is_before_start() => exit::USAGE,
             Self::Input(error) if error.is_before_start() => exit::USAGE,

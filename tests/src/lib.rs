@@ -3,6 +3,7 @@
 
 mod binaries;
 mod process;
+pub mod sim;
 mod wait;
 
 pub use binaries::binary;

@@ -74,8 +74,14 @@ struct Options {
     idle_timeout: Option<Duration>,
 
     /// What is logged on standard error: error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL", env = "WIDEMAP_LOG", default_value = "warn",
-          help_heading = "Log")]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "WIDEMAP_LOG",
+        hide_env_values = true,
+        default_value = "warn",
+        help_heading = "Log"
+    )]
     log: String,
     /// How it is logged
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
@@ -168,8 +174,9 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
         let listener = TcpListener::bind(addresses.as_slice())
             .await
             .map_err(|error| CliError::Listen(options.listen.clone(), error))?;
-        let address =
-            listener.local_addr().map_err(|error| CliError::Listen(options.listen.clone(), error))?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| CliError::Listen(options.listen.clone(), error))?;
         announce(address, options.insecure).map_err(CliError::Announce)?;
         let worker = Worker::new(config(options, slots), registry, spawner);
         serve(worker, listener).await
@@ -282,6 +289,12 @@ fn parse_runtime(text: &str) -> Result<Runtime, FlagError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn help_fits_a_screen() {
+        let help = <Options as clap::CommandFactory>::command().term_width(100).render_help();
+        insta::assert_snapshot!(help);
+    }
 
     #[test]
     fn only_loopback_is_listened_on_without_insecure() {

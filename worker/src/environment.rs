@@ -56,7 +56,7 @@ impl Environment {
                 environment.set(name, value);
             }
         }
-        environment.variables.retain(|variable| valid(variable));
+        environment.variables.retain(valid);
         environment
     }
 

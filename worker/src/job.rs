@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,8 @@ pub(crate) struct Host {
     pub(crate) registry: Registry,
     /// Whether it runs inside a coordinator, in the directory and environment of its user.
     pub(crate) embedded: bool,
+    /// Where private directories are made; nothing if there are no commands.
+    pub(crate) private: Option<PathBuf>,
     /// A slot's share of the cores.
     pub(crate) threads_per_slot: usize,
 }
@@ -109,15 +113,19 @@ impl Job {
             JobFunction::Exec { argv } => {
                 let name = argv.first().filter(|name| !name.has_placeholder());
                 let launch = Launch::new(
-                    id, name.map(Template::text), &spec.directory, &spec.environment, host, &mut private,
+                    id,
+                    name.map(Template::text),
+                    &spec.directory,
+                    &spec.environment,
+                    host,
+                    &mut private,
                 )?;
                 Runner::Exec(launch, argv)
             }
             JobFunction::Pipe { argv } => {
                 let name = Some(argv.first().map_or(b"".as_slice(), Vec::as_slice));
-                let launch = Launch::new(
-                    id, name, &spec.directory, &spec.environment, host, &mut private,
-                )?;
+                let launch =
+                    Launch::new(id, name, &spec.directory, &spec.environment, host, &mut private)?;
                 Runner::Pipe(launch, argv)
             }
         };
@@ -264,8 +272,7 @@ fn open_directory(
             ),
         }),
         Directory::Private => {
-            let made = tempfile::Builder::new().prefix(&format!("widemap-{id}-")).tempdir();
-            let made = made.map_err(|error| Refusal {
+            let made = make_private(id, host).map_err(|error| Refusal {
                 cause: RefusalCause::Directory,
                 message: format!("{} cannot make a directory for the job: {error}", host.name),
             })?;
@@ -286,6 +293,13 @@ fn open_directory(
             })
         }
     }
+}
+
+fn make_private(id: JobId, host: &Host) -> io::Result<TempDir> {
+    let parent = host.private.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+    // Nobody else looks in.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    tempfile::Builder::new().prefix(&format!("{id}-")).tempdir_in(parent)
 }
 
 /// The files below `directory`; what cannot be read is not counted.
@@ -311,6 +325,7 @@ mod tests {
             runtimes: Runtime::ALL.to_vec(),
             registry: Registry::stock(),
             embedded: false,
+            private: Some(std::env::temp_dir()),
             threads_per_slot: 1,
         }
     }
@@ -340,7 +355,11 @@ mod tests {
     fn a_missing_command_is_named_with_the_worker_and_path() {
         let refusal = refused(exec(&["no-such-command"], Directory::Private), &host());
         assert_eq!(refusal.cause, RefusalCause::NotFound);
-        assert!(refusal.message.starts_with("`no-such-command` cannot be run on ann: not found in PATH (/"));
+        assert!(
+            refusal
+                .message
+                .starts_with("`no-such-command` cannot be run on ann: not found in PATH (/")
+        );
         assert!(!refusal.message.contains("--shell"));
     }
 

@@ -190,6 +190,7 @@ impl Worker {
             None => runtimes.retain(|runtime| *runtime == Runtime::Builtin),
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let private = spawner.as_ref().map(|spawner| spawner.directory().to_owned());
         let slots = Slots::new(slot_count, config.timers, spawner).map_err(WorkerError::Slots)?;
         let slots = Arc::new(slots);
         let greeting = WorkerHello {
@@ -207,6 +208,7 @@ impl Worker {
             runtimes,
             registry,
             embedded,
+            private,
             threads_per_slot: (cores / slot_count as usize).max(1),
         };
         let hub = Hub {

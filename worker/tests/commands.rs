@@ -1,5 +1,6 @@
 //! Commands as the real worker runs them: what they print, what they find around themselves, how
 //! they fail, and that nothing of them is left.
+#![allow(clippy::unwrap_used, reason = "it is a test")]
 #![cfg(target_os = "linux")]
 
 mod support;
@@ -22,7 +23,8 @@ fn text(bytes: &[u8]) -> &str {
 async fn each_item_is_an_argument_and_a_failed_one_leaves_no_bytes() {
     let worker = WorkerProcess::start(&[]);
     let mut link = worker.link().await;
-    link.open_job(JobSpec { per_item: true, ..shell("echo \"$1\"; [ \"$1\" != b ] || exit 3") }).await;
+    link.open_job(JobSpec { per_item: true, ..shell("echo \"$1\"; [ \"$1\" != b ] || exit 3") })
+        .await;
     let (output, done) = link.run(1, b"a\nb\nc d\n").await;
     assert_eq!(text(&output), "a\nc d\n");
     assert_eq!(done.faults.len(), 1);
@@ -64,7 +66,10 @@ async fn signals_and_timeouts_are_told_apart() {
             (FailureKind::Timeout, late, None),
         ]
     );
-    eventually("everything of the attempt is gone", || children_of_spawner(worker.pid()).is_empty()).await;
+    eventually("everything of the attempt is gone", || {
+        children_of_spawner(worker.pid()).is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -120,14 +125,13 @@ async fn a_command_finds_a_scrubbed_environment_and_a_directory_of_its_own() {
     let mut link = worker.link().await;
     let script = "echo ${SECRET-none} $ASKED $SET $WIDEMAP_ITEM $WIDEMAP_SEQ $WIDEMAP_SLOT; \
                   [ -n \"$OMP_NUM_THREADS\" ] && pwd; cat; touch left";
-    let environment =
-        vec![(b"ASKED".to_vec(), None), (b"SET".to_vec(), Some(b"set".to_vec()))];
+    let environment = vec![(b"ASKED".to_vec(), None), (b"SET".to_vec(), Some(b"set".to_vec()))];
     link.open_job(JobSpec { environment, ..shell(script) }).await;
     link.send(vec![assign(1, 41, b"i\n")]).await;
     let (output, _) = link.done(1).await;
     let (first, directory) = text(&output).trim_end().split_once('\n').expect("two lines");
     assert_eq!(first, "none mine set i 42 1");
-    assert!(directory.contains("widemap-j1-"), "{directory}");
+    assert!(directory.contains("/widemap-") && directory.contains("/j1-"), "{directory}");
     assert!(std::path::Path::new(directory).is_dir());
     link.send(vec![Order::Accepted(vec![AttemptId(1)]), Order::CloseJob(JOB)]).await;
     let line = link
@@ -186,7 +190,8 @@ async fn a_block_streams_through_a_process_while_it_arrives() {
     let parts: Vec<_> = block.chunks(1 << 20).map(bytes::Bytes::copy_from_slice).collect();
     let range = ItemRange::new(0, 300_000);
     let input_bytes = block.len() as u64;
-    let first = Assign { attempt: AttemptId(1), job: JOB, range, input_bytes, input: parts[0].clone() };
+    let first =
+        Assign { attempt: AttemptId(1), job: JOB, range, input_bytes, input: parts[0].clone() };
     link.send(vec![Order::Assign(first)]).await;
     let mut offset = parts[0].len() as u64;
     for data in &parts[1..] {
@@ -236,7 +241,7 @@ async fn nothing_outlives_a_killed_worker() {
     let pids = directory.path().join("pids");
     // One process in the group, one in a session of its own, both deaf to TERM.
     let script = format!(
-        "trap '' TERM; echo $$ >> {0}; setsid sh -c 'trap \"\" TERM; echo $$ >> {0}; sleep 60; sleep 60' & \
+        "trap '' TERM; pwd > {0}.directory; echo $$ >> {0}; setsid sh -c 'trap \"\" TERM; echo $$ >> {0}; sleep 60; sleep 60' & \
          sleep 60; sleep 60",
         pids.display()
     );
@@ -252,6 +257,9 @@ async fn nothing_outlives_a_killed_worker() {
     worker.wait();
     eventually("all are gone", || !started().into_iter().any(lives)).await;
     eventually("the spawner too", || !spawner.iter().copied().any(lives)).await;
+    let private = std::fs::read_to_string(directory.path().join("pids.directory")).unwrap();
+    assert!(private.contains("/widemap-"), "{private}");
+    assert!(!std::path::Path::new(private.trim_end()).exists(), "{private}");
 }
 
 #[tokio::test]
@@ -278,7 +286,8 @@ fn children(parent: u32) -> Vec<u32> {
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent_field = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
+        let parent_field =
+            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
         parent_field == Some(parent.to_string().as_str())
     })
     .collect()

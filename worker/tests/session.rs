@@ -1,5 +1,6 @@
 //! The session of a worker, spoken raw: in process over a socket pair, and with the real binary
 //! where a stream must break.
+#![allow(clippy::unwrap_used, reason = "it is a test")]
 
 mod support;
 
@@ -10,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use support::{Link, PATIENCE, WorkerProcess, assign, builtin, eventually, hello, shell};
 use tokio::net::UnixStream;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -28,7 +29,7 @@ use widemap_worker::{Context, FunctionError, Output, Registry, Worker, WorkerCon
 struct InProcess {
     channel: Channel,
     shutdown: CancellationToken,
-    serving: JoinHandle<Result<(), WorkerError>>,
+    serving: JoinSet<Result<(), WorkerError>>,
 }
 
 impl InProcess {
@@ -39,7 +40,8 @@ impl InProcess {
         let registry = Registry::stock().function("panic", panics).function("long", long);
         let worker = Worker::functions_only(config, registry);
         let shutdown = CancellationToken::new();
-        let serving = tokio::task::spawn(worker.serve_stream(far, shutdown.clone()));
+        let mut serving = JoinSet::new();
+        serving.spawn(worker.serve_stream(far, shutdown.clone()));
         let mut near = Some(near);
         let connector = tower::service_fn(move |_| {
             let near = near.take().map(TokioIo::new);
@@ -54,9 +56,10 @@ impl InProcess {
         Link::open(self.channel.clone(), hello(1, 1)).await.expect("the worker greets")
     }
 
-    async fn end(self) {
+    async fn end(mut self) {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.serving).await.expect("in time").unwrap().unwrap();
+        let ended = tokio::time::timeout(PATIENCE, self.serving.join_next());
+        ended.await.expect("in time").expect("it serves").unwrap().unwrap();
     }
 }
 
@@ -135,7 +138,8 @@ async fn a_function_out_of_time_and_a_cancelled_one_are_woken() {
     link.send(vec![Order::OpenJob(other, Box::new(builtin("sleep")))]).await;
     let Order::Assign(mut sleeper) = assign(2, 0, b"60000\n") else { unreachable!() };
     sleeper.job = other;
-    link.send(vec![Order::Assign(sleeper), Order::Cancel(AttemptId(2)), assign(3, 0, b"5\n")]).await;
+    link.send(vec![Order::Assign(sleeper), Order::Cancel(AttemptId(2)), assign(3, 0, b"5\n")])
+        .await;
     assert_eq!(link.done(3).await.0, b"5\n");
     worker.end().await;
 }
@@ -184,7 +188,9 @@ async fn a_long_output_stops_the_function_until_it_is_granted() {
     let input = b"3000000\n".repeat(10);
     link.send(vec![assign(1, 0, &input)]).await;
     let stalled = |report| match report {
-        Report::Heartbeat(running) => running.first().is_some_and(|p| p.stalled).then_some(running[0].item),
+        Report::Heartbeat(running) => {
+            running.first().is_some_and(|p| p.stalled).then_some(running[0].item)
+        }
         _ => None,
     };
     // Eight MiB are held, then the function waits.
@@ -260,7 +266,8 @@ async fn a_cut_keeps_results_and_a_new_stream_gets_them_again() {
     let incarnation = link.hello.incarnation;
     let gate = tempfile::tempdir().unwrap();
     let open = gate.path().join("open");
-    let script = format!("while [ $1 = wait ] && ! [ -e {} ]; do sleep 0.01; done; echo $1", open.display());
+    let script =
+        format!("while [ $1 = wait ] && ! [ -e {} ]; do sleep 0.01; done; echo $1", open.display());
     link.open_job(shell(&script)).await;
     assert_eq!(link.run(1, b"first\n").await.0, b"first\n");
     link.send(vec![assign(2, 1, b"wait\n"), assign(3, 2, b"last\n")]).await;
@@ -381,4 +388,21 @@ async fn an_idle_worker_ends_by_itself() {
     let ended = tokio::task::spawn_blocking(move || worker.wait());
     let status = tokio::time::timeout(PATIENCE, ended).await.expect("in time").unwrap();
     assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_worker_whose_spawner_has_died_ends() {
+    let mut worker = WorkerProcess::start(&["--slots", "1"]);
+    let mut link = worker.link().await;
+    // Brief, since nobody is left to end it.
+    link.open_job(shell("sleep 3")).await;
+    link.send(vec![assign(1, 0, b"a\n")]).await;
+    link.running(1).await;
+    let children = format!("/proc/{0}/task/{0}/children", worker.pid());
+    let spawner = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    let spawner = rustix::process::Pid::from_raw(spawner).unwrap();
+    rustix::process::kill_process(spawner, Signal::KILL).unwrap();
+    let ended = tokio::task::spawn_blocking(move || worker.wait());
+    let status = tokio::time::timeout(PATIENCE, ended).await.expect("in time").unwrap();
+    assert_eq!(status.code(), Some(1));
 }

@@ -1,6 +1,7 @@
 //! What workers carry, measured beside the raw client of these tests and, for commands, beside
 //! `xargs`. Run by hand: `cargo test --release -p widemap-worker --test throughput -- --ignored
 //! --nocapture --test-threads 1`.
+#![allow(clippy::unwrap_used, reason = "it is a test")]
 
 mod support;
 
@@ -48,10 +49,8 @@ async fn drive(
 }
 
 async fn two_workers(spec: JobSpec) -> (Vec<WorkerProcess>, Vec<Link>) {
-    let workers = vec![
-        WorkerProcess::start(&["--slots", "1"]),
-        WorkerProcess::start(&["--slots", "1"]),
-    ];
+    let workers =
+        vec![WorkerProcess::start(&["--slots", "1"]), WorkerProcess::start(&["--slots", "1"])];
     let mut links = Vec::new();
     for worker in &workers {
         let mut link = worker.link().await;
@@ -134,7 +133,7 @@ async fn squares_in_chunks() {
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn blocks_through_tr() {
-    let block = b"2026-01-01 some host: a line of a log file, not too short\n".repeat(70_000);
+    let block = b"2026-01-01 some host: a line of a log file, not too short\n".repeat(90_000);
     let block = Bytes::from(block);
     for size in [1 << 20, 4 << 20] {
         let block = block.slice(..size);

@@ -17,7 +17,8 @@ use crate::exit;
 
 /// multiprocessing.Pool.map across every machine you have.
 #[derive(Debug, Parser)]
-#[command(name = "widemap", version, about, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "widemap", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(about = "multiprocessing.Pool.map across every machine you have")]
 #[command(after_help = "Try: seq 10 | widemap map -- echo {}      More: widemap map --help")]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -37,7 +37,7 @@ failed, 130 and 143 interrupted.";
 #[command(after_long_help = EXAMPLES, after_help = "More, with examples: widemap map --help")]
 pub(crate) struct MapArgs {
     /// The command that runs for each item, which replaces {} or is added at the end
-    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
     #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
 

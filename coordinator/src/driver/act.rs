@@ -42,7 +42,8 @@ impl Driver {
                     self.dirty.insert(worker);
                 }
             }
-            Action::Unusable { .. } => self.job.unusable = true,
+            // The driver looks at all places before it calls a function unusable.
+            Action::Unusable { .. } => {}
             Action::Exclude { worker, for_time } => {
                 let name = self.fleet.name(worker).to_owned();
                 let why = "items fail there that succeed elsewhere";

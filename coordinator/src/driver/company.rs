@@ -28,14 +28,19 @@ impl Driver {
         if answered || self.now >= Time::ZERO + INTRODUCTION {
             self.introduce();
         }
-        if self.alone_since.is_some() && answered && !self.end.cancelled {
-            self.say_waiting();
-        }
-        if self.job.unusable && answered && !usable && !self.end.cancelled {
+        if answered && self.is_unusable_everywhere() && !self.end.cancelled {
             let refusals = self.job.refusals();
             self.alone_since = None;
             self.fail(MapError::Unusable { refusals });
+        } else if self.alone_since.is_some() && answered && !self.end.cancelled {
+            self.say_waiting();
         }
+    }
+
+    /// Whether every worker that is there lacks what the function needs.
+    fn is_unusable_everywhere(&self) -> bool {
+        let mut alive = self.fleet.workers().filter(|(_, w)| w.is_or_may_be_alive()).peekable();
+        alive.peek().is_some() && alive.all(|(id, _)| self.job.is_unable(id))
     }
 
     /// Whether every place has been heard of.
@@ -69,7 +74,7 @@ impl Driver {
     }
 
     fn say_waiting(&mut self) {
-        if self.said.waiting || self.job.unusable {
+        if self.said.waiting {
             return;
         }
         self.said.waiting = true;

@@ -62,6 +62,7 @@ impl Driver {
             None => {}
             Some(Attachment::New(worker)) => {
                 self.forget_held(worker, held);
+                self.meet(worker);
                 if let Some(traits) = self.fleet.traits(worker, round_trip) {
                     self.demand(worker, traits.slots);
                     self.events.push_back(Event::WorkerUp { worker, traits });
@@ -72,6 +73,14 @@ impl Driver {
                 self.demand(worker, self.fleet.slots(slots));
                 self.reattach(worker, held);
             }
+        }
+    }
+
+    /// Says so at once if a worker does not fit the job: the scheduler never asks it.
+    fn meet(&mut self, worker: WorkerId) {
+        let Some(entry) = self.fleet.worker(worker) else { return };
+        if let Some(reason) = self.job.meet(worker, &entry.hello) {
+            self.notices.say(&format!("worker {} is set aside: {reason}", entry.hello.name));
         }
     }
 

@@ -12,7 +12,7 @@ use widemap_common::failure::FailureKind;
 use widemap_common::ids::{AttemptId, ItemRange, WorkerId};
 use widemap_common::limits::SUMMARY_FAILURES;
 use widemap_common::spec::{Directory, JobSpec, Runtime};
-use widemap_proto::session::{Done, Part, Refusal};
+use widemap_proto::session::{Done, Part, Refusal, WorkerHello};
 use widemap_sched::event::{Failure, InputLevel, JobPolicy};
 
 use super::Attempt;
@@ -41,6 +41,8 @@ pub(super) struct Job {
     gated: bool,
     /// Nothing more is cut: the job was given up.
     stopped: bool,
+    /// The scheduler knows how much input there is: a list is there before anything arrives.
+    level_told: bool,
     merge: Merge,
     is_full: bool,
     closed: bool,
@@ -48,13 +50,18 @@ pub(super) struct Job {
     /// The attempt whose end is being judged.
     judged: Option<Judged>,
     answered: BTreeSet<WorkerId>,
-    refusals: BTreeMap<WorkerId, String>,
+    refusals: BTreeMap<WorkerId, Refused>,
     workers: BTreeSet<String>,
     urged: Option<(AttemptId, u64)>,
     counts: Counts,
     failures: Vec<NamedFailure>,
-    /// Every worker that is there has refused the job.
-    pub(super) unusable: bool,
+}
+
+/// Why a worker is not used.
+struct Refused {
+    message: String,
+    /// Whether it lacks what the function needs: if all do, the function is unusable.
+    unable: bool,
 }
 
 /// The end of an attempt, until the scheduler has judged it.
@@ -83,7 +90,9 @@ impl Job {
         let output = results.output.as_deref().map(OutputFile::create).transpose()?;
         let failures_file = results.failures.clone().unwrap_or_else(failures_path);
         let failures = match results.failures.is_some() {
-            true => FailuresFile::create(failures_file.clone())?,
+            true => {
+                FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?
+            }
             false => FailuresFile::at_first_failure(failures_file.clone()),
         };
         let mut input = Input::open(plan.source, spec.framing, blocks, wake())?;
@@ -124,6 +133,7 @@ impl Job {
             reorder_bytes_max: plan.reorder_bytes_max,
             gated: false,
             stopped: false,
+            level_told: false,
             merge,
             is_full: false,
             closed: false,
@@ -135,7 +145,6 @@ impl Job {
             urged: None,
             counts: Counts::default(),
             failures: Vec::new(),
-            unusable: false,
         })
     }
 
@@ -157,7 +166,7 @@ impl Job {
 
     /// Takes what has been read; the level, if it may have changed.
     pub(super) fn poll_input(&mut self) -> Option<InputLevel> {
-        let arrived = self.input.poll();
+        let arrived = self.input.poll() || !std::mem::replace(&mut self.level_told, true);
         let released = self.gated && self.held.bytes() < self.inflight_bytes_max;
         self.gated &= !released;
         (arrived || released).then(|| self.level())
@@ -374,6 +383,9 @@ impl Job {
     /// Moves the output on; says what is wrong with it.
     pub(super) fn poll_sink(&mut self) -> Result<Option<data::SpillError>, MapError> {
         self.merge.pump();
+        if self.merge.sink_has_failed() {
+            self.close_merge();
+        }
         if self.delivered.is_none() {
             self.delivered = self.merge.outcome();
         }
@@ -389,8 +401,13 @@ impl Job {
     /// Nothing more is accepted: lets the sink end once it has everything that is next.
     pub(super) fn finish(&mut self) {
         self.merge.pump();
-        if !self.closed && (self.merge.is_empty() || self.stopped) {
-            self.closed = true;
+        if self.merge.is_empty() || self.stopped {
+            self.close_merge();
+        }
+    }
+
+    fn close_merge(&mut self) {
+        if !std::mem::replace(&mut self.closed, true) {
             self.merge.close();
         }
     }
@@ -425,13 +442,32 @@ impl Job {
     /// A worker can run the job.
     pub(super) fn answered(&mut self, worker: WorkerId) {
         self.answered.insert(worker);
-        self.unusable = false;
     }
 
     /// A worker cannot run the job.
     pub(super) fn refused(&mut self, worker: WorkerId, name: &str, refusal: &Refusal) {
         self.answered.insert(worker);
-        self.refusals.insert(worker, format!("{name}: {}", refusal.message));
+        let message = format!("{name}: {}", refusal.message);
+        self.refusals.insert(worker, Refused { message, unable: true });
+    }
+
+    /// Notes if a worker that has just appeared does not fit the job at all.
+    pub(super) fn meet(&mut self, worker: WorkerId, hello: &WorkerHello) -> Option<String> {
+        let runtime = self.policy.runtime;
+        let lacks = |(key, value): (&String, &String)| hello.labels.get(key) != Some(value);
+        let missing = self.policy.require.iter().find(|&label| lacks(label));
+        let (message, unable) = if !hello.runtimes.contains(&runtime) {
+            let allowed: Vec<_> = hello.runtimes.iter().map(|runtime| runtime.name()).collect();
+            let allowed = allowed.join(", ");
+            (format!("it does not allow {runtime} (it allows: {allowed})"), true)
+        } else if let Some((key, value)) = missing {
+            (format!("it has no label {key}={value} (--require)"), false)
+        } else {
+            return None;
+        };
+        let named = format!("{}: {message}", hello.name);
+        self.refusals.insert(worker, Refused { message: named, unable });
+        Some(message)
     }
 
     /// Whether a worker has said if it can run the job.
@@ -444,14 +480,19 @@ impl Job {
         self.refusals.contains_key(&worker)
     }
 
+    /// Whether a worker lacks what the function needs.
+    pub(super) fn is_unable(&self, worker: WorkerId) -> bool {
+        self.refusals.get(&worker).is_some_and(|refused| refused.unable)
+    }
+
     /// Why a worker cannot run the job.
     pub(super) fn refusal_of(&self, worker: WorkerId) -> Option<&str> {
-        self.refusals.get(&worker).map(String::as_str)
+        self.refusals.get(&worker).map(|refused| refused.message.as_str())
     }
 
     /// Why workers cannot run the job, a line each.
     pub(super) fn refusals(&self) -> Vec<String> {
-        self.refusals.values().map(|refusal| format!("  {refusal}")).collect()
+        self.refusals.values().map(|refused| format!("  {}", refused.message)).collect()
     }
 
     // ---- The end ----

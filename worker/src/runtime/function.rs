@@ -26,7 +26,8 @@ pub(super) fn run(
     function: &dyn Function,
     input: &Bytes,
 ) -> Progress {
-    let context = Context { sequence: attempt.range.first, deadline: None, control: control.clone() };
+    let context =
+        Context { sequence: attempt.range.first, deadline: None, control: control.clone() };
     let out = Output { bytes: std::mem::take(&mut attempt.output.buffer) };
     let items = attempt.job.framing.items(input);
     let mut walk = Walk { function, items, index: 0, start: 0, began: None, out, context, attempt };

@@ -18,9 +18,9 @@ use widemap_common::failure::FailureKind;
 use widemap_common::limits::{PIPE_BYTES, SLOT_INPUT_PARTS, TURN_BYTES};
 use widemap_common::time::Timers;
 
+use super::Workbench;
 use super::results::Failure;
 use super::tail::Tail;
-use super::Workbench;
 use crate::job::Job;
 use crate::slots::{AttemptOutput, SlotControl, Taken, TaskInput, timespec};
 use crate::spawner::{Reply, SlotChannel, SpawnerGone};
@@ -244,7 +244,8 @@ impl<'a, 'b> Process<'a, 'b> {
         let begun = Instant::now();
         let full = self.output.is_full();
         let starved = self.stdin.as_ref().is_some_and(|(_, feed)| feed.parts.is_empty());
-        let timeout = self.wake_at(begun, wait).map(|at| timespec(at.saturating_duration_since(begun)));
+        let timeout =
+            self.wake_at(begun, wait).map(|at| timespec(at.saturating_duration_since(begun)));
         let mut polled = Vec::with_capacity(5);
         polled.push(PollFd::new(self.control, PollFlags::IN));
         if self.ended.is_none() {
@@ -439,10 +440,10 @@ impl<'a, 'b> Process<'a, 'b> {
 /// What a process that did not exit with 0 means for its item.
 pub(super) fn failure_of(outcome: &Outcome, job: &Job) -> Failure {
     match *outcome {
-        Outcome::NotStarted(Errno::TOOBIG) => {
-            Failure::error("its arguments and environment together are longer than the system passes on")
-                .permanent()
-        }
+        Outcome::NotStarted(Errno::TOOBIG) => Failure::error(
+            "its arguments and environment together are longer than the system passes on",
+        )
+        .permanent(),
         Outcome::NotStarted(errno) => {
             let error = std::io::Error::from(errno);
             Failure::error(format!("the command could not be started: {error}"))

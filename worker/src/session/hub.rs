@@ -247,6 +247,7 @@ impl Running {
             lifecycle: self.lifecycle.subscribe(),
             heartbeat: Duration::from_millis(timers.heartbeat_ms.max(1)),
             lease_margin: Duration::from_millis(timers.lease_margin_ms),
+            kill_grace: Duration::from_millis(timers.kill_grace_ms),
             lease: Duration::ZERO,
             returns: self.hub.returns,
             cleanups: JoinSet::new(),

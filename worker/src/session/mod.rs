@@ -2,6 +2,7 @@
 //! is one, and keeps what is held for as long as the coordinator may come back.
 
 mod hub;
+mod input;
 mod outbox;
 mod outgoing;
 mod shares;
@@ -26,6 +27,9 @@ use state::Session;
 
 /// How long a stream that is ended with an error may take to carry it.
 const STATUS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the end of a session waits for killed processes to be gone.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a coordinator's stream is made of, as the server hands it in.
 #[derive(Debug)]
@@ -57,7 +61,10 @@ struct Attachment {
 enum Lifecycle {
     Running,
     /// What runs may go on until `deadline`, and results may be accepted until `give_up`.
-    Draining { deadline: Instant, give_up: Instant },
+    Draining {
+        deadline: Instant,
+        give_up: Instant,
+    },
 }
 
 /// How a stream came to its end.
@@ -81,6 +88,7 @@ struct Actor {
     lifecycle: watch::Receiver<Lifecycle>,
     heartbeat: Duration,
     lease_margin: Duration,
+    kill_grace: Duration,
     /// How long the coordinator may be away.
     lease: Duration,
     /// Whether a coordinator can come back at all.
@@ -215,8 +223,10 @@ impl Actor {
         let Self { session, mut cleanups, greeting, .. } = self;
         let mut jobs = session.into_jobs();
         jobs.retain(|job| job.has_directory());
-        // The lane went with the session: what ran is being ended, within the grace.
-        while !jobs.is_empty() {
+        // The lane went with the session: what ran is being ended, within the grace. A directory
+        // that is held up longer goes with the attempt that holds it.
+        let give_up = Instant::now() + self.kill_grace + END_PATIENCE;
+        while !jobs.is_empty() && Instant::now() < give_up {
             let (over, left) = jobs.into_iter().partition(|job| Arc::strong_count(job) == 1);
             jobs = left;
             let over: Vec<Arc<Job>> = over;

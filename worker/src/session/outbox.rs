@@ -48,7 +48,8 @@ impl Outbox {
         self.small.retain(|report| matches!(report, Report::Log(..)));
         let lines = std::mem::take(&mut self.small);
         let ready = BTreeSet::new();
-        *self = Self { small: greeting.into_iter().chain(lines).collect(), ready, ..Self::default() };
+        *self =
+            Self { small: greeting.into_iter().chain(lines).collect(), ready, ..Self::default() };
     }
 
     pub(super) fn push(&mut self, report: Report) {
@@ -112,11 +113,7 @@ impl Outbox {
     }
 
     /// The next report of one attempt, as far as it is granted.
-    fn send(
-        &mut self,
-        key: SendKey,
-        attempts: &mut HashMap<AttemptId, Attempt>,
-    ) -> Option<Report> {
+    fn send(&mut self, key: SendKey, attempts: &mut HashMap<AttemptId, Attempt>) -> Option<Report> {
         let attempt = attempts.get_mut(&key.attempt).expect("what is ready is held");
         let mut granted = self.grant.total.saturating_sub(self.sent_bytes);
         if let Some((urgent, bytes)) = self.grant.urgent

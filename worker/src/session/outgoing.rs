@@ -118,7 +118,8 @@ impl Outgoing {
 
 /// The part of `data` that is granted, unless it is too small to be worth a message.
 fn split_to(data: &mut Bytes, granted: u64) -> Option<Bytes> {
-    (granted >= PART_BYTES_MIN).then(|| data.split_to(usize::try_from(granted).unwrap_or(data.len())))
+    (granted >= PART_BYTES_MIN)
+        .then(|| data.split_to(usize::try_from(granted).unwrap_or(data.len())))
 }
 
 #[cfg(test)]

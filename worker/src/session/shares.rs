@@ -95,10 +95,7 @@ impl Shares {
 
 /// Divides `slots`: nobody gets more than it asks for, the rest is even, and whoever asks gets one
 /// at least.
-fn divide(
-    slots: u32,
-    demands: impl Iterator<Item = (ShareId, u32)>,
-) -> BTreeMap<ShareId, u32> {
+fn divide(slots: u32, demands: impl Iterator<Item = (ShareId, u32)>) -> BTreeMap<ShareId, u32> {
     let mut wanting: Vec<_> = demands.filter(|(_, demand)| *demand > 0).collect();
     wanting.sort_by_key(|&(id, demand)| (demand, id));
     let mut shares = BTreeMap::new();

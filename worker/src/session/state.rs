@@ -7,8 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use widemap_common::ids::{AttemptId, ItemRange, JobId};
 use widemap_common::limits::{
-    INPUT_WINDOW_BYTES, ITEM_BYTES_MAX, JOBS_PER_SESSION_MAX, PART_BYTES_MAX, QUEUE_MAX,
-    SESSION_OUTPUT_BYTES, SLOTS_MAX,
+    ITEM_BYTES_MAX, JOBS_PER_SESSION_MAX, QUEUE_MAX, SESSION_OUTPUT_BYTES, SLOTS_MAX,
 };
 use widemap_common::spec::JobSpec;
 use widemap_proto::session::{
@@ -16,6 +15,7 @@ use widemap_proto::session::{
     RefusalCause, Report, WorkerHello,
 };
 
+use super::input::InputAccount;
 use super::outbox::{Outbox, SendKey};
 use super::outgoing::Outgoing;
 use crate::job::{Host, Job, Runner};
@@ -57,16 +57,6 @@ impl Attempt {
     }
 }
 
-/// Input of the session, counted for the grants.
-#[derive(Debug, Default)]
-struct InputAccount {
-    /// Received in all of the session's life.
-    received_bytes: u64,
-    /// Received on the present stream.
-    stream_bytes: u64,
-    granted_bytes: u64,
-}
-
 /// The state of one coordinator's epoch.
 pub(super) struct Session {
     pub(super) lane: Lane,
@@ -92,13 +82,13 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(lane: Lane, host: Arc<Host>) -> Self {
         Self {
-            lane,
             host,
             jobs: BTreeMap::new(),
             closing: Vec::new(),
             attempts: HashMap::new(),
             outbox: Outbox::default(),
-            input: InputAccount::default(),
+            input: InputAccount::new(lane.meter.clone()),
+            lane,
             tasks: Vec::new(),
             first_ticket: None,
             events: Vec::new(),
@@ -139,13 +129,12 @@ impl Session {
             })
             .collect();
         held.sort_by_key(|held| held.attempt);
-        self.input.stream_bytes = 0;
-        self.input.granted_bytes = self.grantable();
+        let input_grant = self.input.begin_stream();
         self.outbox.begin([
             Report::Hello(Box::new(hello)),
             Report::Held(held),
             Report::Credit(self.credit),
-            Report::InputGrant(self.input.granted_bytes),
+            Report::InputGrant(input_grant),
         ]);
         for attempt in self.attempts.values_mut() {
             attempt.outgoing.rewind();
@@ -333,9 +322,8 @@ impl Session {
     fn close_job(&mut self, id: JobId) {
         self.start_tasks();
         let Some(job) = self.jobs.remove(&id) else { return };
-        let of_job = |(&attempt, held): (&AttemptId, &Attempt)| {
-            (held.key.job == id).then_some(attempt)
-        };
+        let of_job =
+            |(&attempt, held): (&AttemptId, &Attempt)| (held.key.job == id).then_some(attempt);
         let attempts: Vec<_> = self.attempts.iter().filter_map(of_job).collect();
         for attempt in attempts {
             self.cancel(attempt);
@@ -348,7 +336,7 @@ impl Session {
         self.input.received(input.len());
         if let Some(known) = self.attempts.get_mut(&id) {
             // Answered from what is held, never run twice.
-            self.lane.meter.take(input.len());
+            self.input.dropped(input.len());
             if known.outgoing.is_whole() && known.outgoing.is_finished() {
                 known.outgoing.rewind();
                 self.outbox.ready(known.key);
@@ -356,7 +344,7 @@ impl Session {
             return Ok(());
         }
         if self.draining {
-            self.lane.meter.take(input.len());
+            self.input.dropped(input.len());
             self.outbox.push(Report::Revoked(id));
             return Ok(());
         }
@@ -411,7 +399,7 @@ impl Session {
         let Part { attempt: id, offset, data } = part;
         self.input.received(data.len());
         let Some(attempt) = self.attempts.get_mut(&id) else {
-            self.lane.meter.take(data.len());
+            self.input.dropped(data.len());
             return Ok(());
         };
         let end = offset + data.len() as u64;
@@ -424,7 +412,7 @@ impl Session {
             }
             // Sent again, and here already.
             _ if end <= expected => {
-                self.lane.meter.take(data.len());
+                self.input.dropped(data.len());
                 Ok(())
             }
             _ => Err(Violation::InputGap { attempt: id, offset, expected }),
@@ -450,7 +438,7 @@ impl Session {
         let Some(task) = task else { return false };
         self.forget(id);
         match task.input {
-            TaskInput::Whole(input) => self.lane.meter.take(input.len()),
+            TaskInput::Whole(input) => self.input.dropped(input.len()),
             TaskInput::Stream(stream) => stream.close(),
         }
         true
@@ -492,33 +480,9 @@ impl Session {
         }
     }
 
-    /// The total of input that this stream may reach.
-    fn grantable(&self) -> u64 {
-        let held = self.input.received_bytes.saturating_sub(self.lane.meter.taken_bytes());
-        let mut room = INPUT_WINDOW_BYTES.saturating_sub(held);
-        if self.lane.meter.is_starving() {
-            // A slot waits for a part that must not be behind those that wait for a slot.
-            room = room.max(PART_BYTES_MAX as u64);
-        }
-        self.input.stream_bytes + room
-    }
-
-    /// Grants more input, in steps worth a report.
     fn grant_input(&mut self) {
-        let grantable = self.grantable();
-        let step = PART_BYTES_MAX as u64;
-        let exhausted = self.input.granted_bytes < self.input.stream_bytes + step;
-        let moved = grantable.saturating_sub(self.input.granted_bytes);
-        if moved >= step || (exhausted && moved > 0 && self.lane.meter.is_starving()) {
-            self.input.granted_bytes = grantable;
-            self.outbox.push(Report::InputGrant(grantable));
+        if let Some(total) = self.input.next_grant() {
+            self.outbox.push(Report::InputGrant(total));
         }
-    }
-}
-
-impl InputAccount {
-    fn received(&mut self, bytes: usize) {
-        self.received_bytes += bytes as u64;
-        self.stream_bytes += bytes as u64;
     }
 }

@@ -1,11 +1,11 @@
 //! What others may do to a running slot: see how far it is, tell it to stop, wake it.
 
+use std::io;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use std::io;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 

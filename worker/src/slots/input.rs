@@ -2,7 +2,7 @@
 //! session's slots have taken, from which the session grants more.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;

@@ -10,10 +10,10 @@ mod lane;
 mod output;
 mod thread;
 
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use std::io;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -76,8 +76,8 @@ pub(crate) struct Running {
 pub(crate) struct Slots {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Dropped after the threads have ended and closed their channels: waits for the process.
-    _spawner: Option<SpawnerProcess>,
+    /// Waited for after the threads have ended and closed their channels to it.
+    spawner: Option<SpawnerProcess>,
 }
 
 /// What the slots' threads and the sessions share.
@@ -132,7 +132,7 @@ impl Slots {
             failed: CancellationToken::new(),
         };
         let threads = Mutex::new(Vec::new());
-        Ok(Self { shared: Arc::new(shared), threads, _spawner: process })
+        Ok(Self { shared: Arc::new(shared), threads, spawner: process })
     }
 
     /// A lane for a session.
@@ -181,16 +181,22 @@ impl Drop for Slots {
         self.shared.work.notify_all();
         let give_up = Instant::now() + END_PATIENCE;
         let threads = std::mem::take(&mut *self.threads.lock().expect("no holder panics"));
+        let mut all_ended = true;
         for thread in threads {
             while !thread.is_finished() && Instant::now() < give_up {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            // What a user's function holds up ends with the process.
-            if thread.is_finished() && thread.join().is_err() {
+            if !thread.is_finished() {
+                // What a user's function holds up ends with the process, and the spawner then.
+                all_ended = false;
+            } else if thread.join().is_err() {
                 tracing::error!("a slot's thread panicked");
             }
         }
         self.shared.lock().channels.clear();
+        if all_ended && let Some(spawner) = self.spawner.take() {
+            spawner.wait();
+        }
     }
 }
 

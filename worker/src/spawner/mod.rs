@@ -9,6 +9,7 @@ use std::io::{IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
 use rustix::io::Errno;
@@ -34,7 +35,9 @@ pub struct Spawner {
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnerError {
     /// The process has other threads already.
-    #[error("the spawner must be started before any thread, and there are {0} (start it first thing in main)")]
+    #[error(
+        "the spawner must be started before any thread, and there are {0} (start it first thing in main)"
+    )]
     Threads(usize),
     /// No socket pair could be made.
     #[error("cannot make the spawner's sockets: {0}")]
@@ -69,21 +72,31 @@ impl Spawner {
             .collect::<Result<_, _>>()
             .map_err(SpawnerError::Sockets)?;
         let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let name = format!("widemap-{}-{:016x}", std::process::id(), fastrand::u64(..));
+        let directory = std::env::temp_dir().join(name);
         let Some(pid) = fork()? else {
             // The spawner: from here on a process of its own.
             drop(ours);
             lower_open_files(files.max(u64::from(slots) + SPAWNER_FILES));
             let ended = std::panic::catch_unwind(|| process::run(theirs));
+            // Also where the worker had no time to: nothing works there any more.
+            let _ = std::fs::remove_dir_all(directory);
             end_process(i32::from(!matches!(ended, Ok(Ok(())))));
         };
         let channels = ours.into_iter().map(|socket| SlotChannel { socket }).collect();
-        Ok(Self { channels, process: SpawnerProcess { pid } })
+        Ok(Self { channels, process: SpawnerProcess { pid, directory } })
     }
 
     /// The slots that it serves.
     #[must_use]
     pub fn slots(&self) -> u32 {
         u32::try_from(self.channels.len()).expect("slots are bounded by SLOTS_MAX")
+    }
+
+    /// Where the private directories of jobs may be made: a path that is free, and that the spawner
+    /// removes with all that is in it at its end.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.process.directory
     }
 
     pub(crate) fn into_parts(self) -> (Vec<SlotChannel>, SpawnerProcess) {
@@ -97,16 +110,21 @@ impl fmt::Debug for Spawner {
     }
 }
 
-/// The spawner's process. It ends when the last channel is closed; dropping this waits for it.
+/// The spawner's process. It ends when the last channel is closed.
+#[derive(Debug)]
 pub(crate) struct SpawnerProcess {
     pid: Pid,
+    directory: PathBuf,
 }
 
-impl Drop for SpawnerProcess {
-    fn drop(&mut self) {
+impl SpawnerProcess {
+    /// Waits until it has ended, with all that it started. The channels are closed before.
+    pub(crate) fn wait(self) {
         // It ends within a bound of its own. Whoever reaped it before us is welcome.
         let wait = || rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
         while matches!(wait(), Err(Errno::INTR)) {}
+        // It did so itself, unless it was killed.
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

@@ -105,7 +105,8 @@ impl SpawnerLoop {
 
     /// Blocks until slots have requests or children have ended.
     fn wait(&self) -> io::Result<(Vec<usize>, bool)> {
-        let open = || self.slots.iter().enumerate().filter_map(|(i, s)| Some((i, s.socket.as_ref()?)));
+        let open =
+            || self.slots.iter().enumerate().filter_map(|(i, s)| Some((i, s.socket.as_ref()?)));
         let mut polled = Vec::with_capacity(self.slots.len() + 1);
         polled.push(PollFd::new(&self.child_ended, PollFlags::IN));
         polled.extend(open().map(|(_, socket)| PollFd::new(socket, PollFlags::IN)));
@@ -234,12 +235,7 @@ fn command(clear_environment: bool, fields: Fields<'_>) -> Command {
 impl Slot {
     fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self {
-            socket: Some(socket),
-            inbox: Vec::new(),
-            files: VecDeque::new(),
-            group: None,
-        })
+        Ok(Self { socket: Some(socket), inbox: Vec::new(), files: VecDeque::new(), group: None })
     }
 
     /// Reads once what the slot has sent. False when the worker has closed the socket.

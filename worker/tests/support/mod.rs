@@ -1,6 +1,7 @@
 //! What the tests of a worker stand on: the real binary, and a client that speaks the protocol raw.
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "it is a test")]
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
@@ -13,8 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 use widemap_common::framing::LINES;
-use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, ItemRange, JobId};
+use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use widemap_common::spec::{Directory, Function, JobSpec};
 use widemap_common::template::Template;
 use widemap_proto::VERSION;

@@ -1,0 +1,219 @@
+//! What a seed expands into: every choice of a run by name, printed when it fails.
+
+use std::fmt;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+/// The choices of one run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub(super) seed: u64,
+    // The network.
+    pub(super) delay_us: u64,
+    pub(super) jitter_us: u64,
+    /// The chance that a message breaks its stream, and that one is sent twice.
+    pub(super) loss_per_10k: u32,
+    pub(super) twice_per_10k: u32,
+    // How both sides send.
+    pub(super) send_us: u64,
+    pub(super) batch_bytes: usize,
+    pub(super) batch_entries: usize,
+    pub(super) part_bytes: usize,
+    pub(super) output_window: u64,
+    // The workers.
+    pub(super) workers: u32,
+    pub(super) slots_max: u32,
+    /// Of a hundred workers so many are slow, lie, or refuse jobs.
+    pub(super) slow_percent: u32,
+    pub(super) slow_pace_percent: u64,
+    pub(super) liars_percent: u32,
+    pub(super) lies_per_10k: u32,
+    pub(super) refusers_percent: u32,
+    /// The first worker is found under two addresses.
+    pub(super) two_addresses: bool,
+    pub(super) restart_ms: u64,
+    pub(super) drain_ms: u64,
+    // The job.
+    pub(super) items: usize,
+    pub(super) item_us: u64,
+    pub(super) item_spread_percent: u64,
+    pub(super) fails_percent: u32,
+    pub(super) poison_items: u32,
+    /// A fixed size; adaptive without one.
+    pub(super) chunk_items: Option<u32>,
+    /// Block-wise, with so many items a block.
+    pub(super) block_items: Option<u32>,
+    pub(super) retries: u32,
+    pub(super) crash_limit: u32,
+    pub(super) speculate: bool,
+    pub(super) reorder_bytes: u64,
+    pub(super) inflight_bytes: u64,
+    pub(super) sink_bytes: u64,
+    pub(super) input_items: usize,
+    pub(super) input_us: u64,
+    pub(super) length_known: bool,
+    // What goes wrong before everything is well again, and how often.
+    pub(super) trouble_ms: u64,
+    pub(super) resets: u32,
+    pub(super) partitions: u32,
+    pub(super) partition_ms_max: u64,
+    pub(super) crashes: u32,
+    pub(super) drains: u32,
+    pub(super) joins: u32,
+    pub(super) credits: u32,
+    pub(super) stalls: u32,
+    pub(super) check_every: u64,
+}
+
+impl Options {
+    /// A good network and a good job: where stories begin.
+    #[must_use]
+    pub fn calm(seed: u64) -> Self {
+        Self {
+            seed,
+            delay_us: 200,
+            jitter_us: 50,
+            loss_per_10k: 0,
+            twice_per_10k: 0,
+            send_us: 20,
+            batch_bytes: 4_096,
+            batch_entries: 64,
+            part_bytes: 1_024,
+            output_window: 4_096,
+            workers: 0,
+            slots_max: 1,
+            slow_percent: 0,
+            slow_pace_percent: 100,
+            liars_percent: 0,
+            lies_per_10k: 0,
+            refusers_percent: 0,
+            two_addresses: false,
+            restart_ms: 500,
+            drain_ms: 30_000,
+            items: 0,
+            item_us: 1_000_000,
+            item_spread_percent: 0,
+            fails_percent: 0,
+            poison_items: 0,
+            chunk_items: None,
+            block_items: None,
+            retries: 1,
+            crash_limit: 3,
+            speculate: false,
+            reorder_bytes: 1 << 20,
+            inflight_bytes: 1 << 20,
+            sink_bytes: 0,
+            input_items: usize::MAX,
+            input_us: 1_000,
+            length_known: true,
+            trouble_ms: 0,
+            resets: 0,
+            partitions: 0,
+            partition_ms_max: 0,
+            crashes: 0,
+            drains: 0,
+            joins: 0,
+            credits: 0,
+            stalls: 0,
+            check_every: 1,
+        }
+    }
+
+    /// What the seed expands into: some of all that can go wrong.
+    #[must_use]
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed ^ 0x5eed);
+        let mut options = Self::calm(seed);
+        options.choose_network(&mut rng);
+        options.choose_workers(&mut rng);
+        options.choose_job(&mut rng);
+        options.choose_troubles(&mut rng);
+        options.check_every = 32;
+        options
+    }
+
+    fn choose_network(&mut self, rng: &mut Rng) {
+        self.delay_us = log_uniform(rng, 20, 100_000);
+        self.jitter_us = self.delay_us * rng.u64(0..=2);
+        self.loss_per_10k = sometimes(rng, 30, 0, |rng| rng.u32(1..300));
+        self.twice_per_10k = sometimes(rng, 30, 0, |rng| rng.u32(1..2_000));
+        self.send_us = log_uniform(rng, 1, 2_000);
+        self.batch_bytes = rng.usize(16..512);
+        self.batch_entries = rng.usize(1..64);
+        self.part_bytes = rng.usize(8..128);
+        self.output_window = rng.u64(16..512);
+    }
+
+    fn choose_workers(&mut self, rng: &mut Rng) {
+        self.workers = rng.u32(1..=5);
+        self.slots_max = rng.u32(1..=4);
+        self.slow_percent = sometimes(rng, 40, 0, |rng| rng.u32(20..60));
+        self.slow_pace_percent = rng.u64(150..1_500);
+        self.liars_percent = sometimes(rng, 15, 0, |_| 40);
+        self.lies_per_10k = rng.u32(100..5_000);
+        self.refusers_percent = sometimes(rng, 15, 0, |_| 30);
+        self.two_addresses = rng.u32(0..100) < 20;
+        self.restart_ms = log_uniform(rng, 1, 5_000);
+        self.drain_ms = log_uniform(rng, 1, 30_000);
+    }
+
+    fn choose_job(&mut self, rng: &mut Rng) {
+        self.items = rng.usize(0..150);
+        self.item_us = log_uniform(rng, 5, 500_000);
+        self.item_spread_percent = sometimes(rng, 50, 0, |rng| rng.u64(1..1_000));
+        self.fails_percent = sometimes(rng, 40, 0, |rng| rng.u32(1..40));
+        self.poison_items = sometimes(rng, 25, 0, |rng| rng.u32(1..=2));
+        self.chunk_items = sometimes(rng, 50, None, |rng| Some(rng.u32(1..12)));
+        self.block_items = sometimes(rng, 20, None, |rng| Some(rng.u32(1..20)));
+        self.retries = rng.u32(0..4);
+        self.crash_limit = rng.u32(0..4);
+        self.speculate = rng.u32(0..100) < 30;
+        self.reorder_bytes = sometimes(rng, 40, 1 << 20, |rng| rng.u64(1..300));
+        self.inflight_bytes = sometimes(rng, 30, 1 << 20, |rng| rng.u64(1..300));
+        self.sink_bytes = rng.u64(0..200);
+        self.input_items = sometimes(rng, 30, usize::MAX, |rng| rng.usize(1..40));
+        self.input_us = log_uniform(rng, 10, 1_000_000);
+        self.length_known = rng.bool();
+    }
+
+    fn choose_troubles(&mut self, rng: &mut Rng) {
+        let work_ms = self.items as u64 * self.item_us / 1_000;
+        self.trouble_ms = (3 * work_ms / u64::from(self.workers)).clamp(20, 90_000);
+        self.resets = sometimes(rng, 30, 0, |rng| rng.u32(1..10));
+        self.partitions = sometimes(rng, 30, 0, |rng| rng.u32(1..5));
+        self.partition_ms_max = log_uniform(rng, 100, 60_000);
+        self.crashes = sometimes(rng, 30, 0, |rng| rng.u32(1..6));
+        self.drains = sometimes(rng, 20, 0, |rng| rng.u32(1..4));
+        self.joins = sometimes(rng, 20, 0, |rng| rng.u32(1..3));
+        self.credits = sometimes(rng, 25, 0, |rng| rng.u32(1..8));
+        self.stalls = sometimes(rng, 25, 0, |rng| rng.u32(1..3));
+    }
+
+    /// Whether streams only break where a process dies.
+    pub(super) fn is_network_calm(&self) -> bool {
+        self.loss_per_10k == 0 && self.resets == 0 && self.partitions == 0 && !self.two_addresses
+    }
+
+    pub(super) fn restart(&self) -> Duration {
+        Duration::from_millis(self.restart_ms)
+    }
+}
+
+impl fmt::Display for Options {
+    /// One choice a line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:#?}")
+    }
+}
+
+/// With this chance in a hundred something else than usual.
+fn sometimes<T>(rng: &mut Rng, percent: u32, usual: T, other: impl FnOnce(&mut Rng) -> T) -> T {
+    if rng.u32(0..100) < percent { other(rng) } else { usual }
+}
+
+/// As likely between 1 and 10 as between 10 and 100.
+fn log_uniform(rng: &mut Rng, low: u64, high: u64) -> u64 {
+    let exponent = rng.f64() * (high as f64 / low as f64).ln();
+    (low as f64 * exponent.exp()) as u64
+}

@@ -1,0 +1,179 @@
+//! Runs from seeds: a time of trouble, then everything is well and the job has to end.
+
+use std::time::Duration;
+
+use widemap_common::spec::Runtime;
+use widemap_common::time::Time;
+
+use super::agenda::Due;
+use super::faults::Fault;
+use super::options::Options;
+use super::oracle::{Item, Nature};
+use super::story::Sim;
+use super::world::World;
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ran {
+    /// Events that the scheduler has handled.
+    pub events: u64,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// Processes that died.
+    pub deaths: u32,
+    /// How often something ran in two places at once by accident.
+    pub overlaps: u64,
+}
+
+/// Runs a seed and checks everything that can be checked of it.
+///
+/// # Panics
+/// If anything is wrong. What the seed expands into and the command that runs it again are printed.
+pub fn run_seed(seed: u64, tell: bool) -> Ran {
+    let options = Options::from_seed(seed);
+    let _replay = Replay(&options);
+    let mut sim = Sim::with(options.clone());
+    if !tell {
+        sim.world().coordinator.trace = None;
+    }
+    populate(sim.world());
+    open_job(&mut sim);
+    plan_troubles(sim.world());
+    sim.end_within(bound(&options));
+    let world = sim.world();
+    Ran {
+        events: world.coordinator.events_handled,
+        simulated: world.now - Time::ZERO,
+        deaths: world.crashes + world.poison_deaths,
+        overlaps: world.overlaps,
+    }
+}
+
+/// Says how to run a seed again, if it panics.
+struct Replay<'a>(&'a Options);
+
+impl Drop for Replay<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let seed = self.0.seed;
+            eprintln!("seed {seed} expands into {}", self.0);
+            eprintln!("run it again: WIDEMAP_SIM_SEED={seed} cargo test -p widemap-tests simulation");
+        }
+    }
+}
+
+fn populate(world: &mut World) {
+    let options = world.options.clone();
+    for number in 0..options.workers {
+        let slots = world.rng.u32(1..=options.slots_max);
+        let host = world.add_host(format!("w{number}"), slots);
+        let mut percent = |chance: u32| world.rng.u32(0..100) < chance;
+        let (slow, lies) = (percent(options.slow_percent), percent(options.liars_percent));
+        let refuses = percent(options.refusers_percent);
+        let there = &mut world.hosts[host];
+        there.pace_percent = if slow { options.slow_pace_percent } else { 100 };
+        there.lies_per_10k = if lies { options.lies_per_10k } else { 0 };
+        there.refuses = refuses;
+        there.restart_after = Some(options.restart());
+    }
+    if options.two_addresses {
+        let link = world.coordinator.fleet.add_link(0);
+        let at = world.now + Duration::from_micros(options.delay_us);
+        world.agenda.put(at, Due::Dial(link));
+    }
+}
+
+fn open_job(sim: &mut Sim) {
+    let options = sim.world().options.clone();
+    let items: Vec<_> = (1..=options.items as u64).map(|value| item(sim.world(), value)).collect();
+    let runtime = if sim.world().rng.bool() { Runtime::Builtin } else { Runtime::Exec };
+    let draft = sim.map(|value| value * value, 1..=0).items(items).runtime(runtime);
+    match (options.block_items, options.chunk_items) {
+        (Some(items), _) => draft.blocks_of(items),
+        (None, Some(items)) => draft.chunk_size(items),
+        (None, None) => draft.adaptive(),
+    };
+}
+
+fn item(world: &mut World, value: u64) -> Item {
+    let options = &world.options;
+    let spread_us = options.item_us * options.item_spread_percent / 100;
+    let cost_us = (options.item_us + world.rng.u64(0..=spread_us)).max(1);
+    let fails = world.rng.u32(0..100) < options.fails_percent;
+    let nature = match world.rng.u32(0..4) {
+        _ if !fails => Nature::Good,
+        0 => Nature::Fails,
+        1 => Nature::Permanent,
+        _ => Nature::Flaky(world.rng.u32(1..=3)),
+    };
+    Item { value, nature, cost_us }
+}
+
+/// Puts everything that goes wrong on the agenda, and its end.
+fn plan_troubles(world: &mut World) {
+    let options = world.options.clone();
+    place_poison(world);
+    let most_us = options.trouble_ms * 1_000;
+    let hosts = world.hosts.len();
+    let mut plan = Vec::new();
+    let mut rng = world.rng.fork();
+    let mut at = |rng: &mut fastrand::Rng, fault| plan.push((Time(rng.u64(0..most_us)), fault));
+    for _ in 0..options.resets {
+        let host = rng.usize(0..hosts);
+        at(&mut rng, Fault::Reset(host));
+    }
+    for _ in 0..options.partitions {
+        let (host, way) = (rng.usize(0..hosts), rng.u32(0..4));
+        let for_time = Duration::from_millis(rng.u64(1..=options.partition_ms_max.max(1)));
+        at(&mut rng, Fault::Partition { host, down: way != 0, up: way != 1, for_time });
+    }
+    for _ in 0..options.crashes {
+        let host = rng.usize(0..hosts);
+        let restart_after = rng.bool().then(|| options.restart());
+        at(&mut rng, Fault::Crash { host, restart_after });
+    }
+    for _ in 0..options.drains {
+        let host = rng.usize(0..hosts);
+        let restart_after = rng.bool().then(|| options.restart());
+        at(&mut rng, Fault::Drain { host, restart_after });
+    }
+    for _ in 0..options.joins {
+        let slots = rng.u32(1..=options.slots_max);
+        at(&mut rng, Fault::Join { slots });
+    }
+    for _ in 0..options.credits {
+        let (host, slots) = (rng.usize(0..hosts), rng.u32(0..=options.slots_max));
+        at(&mut rng, Fault::Credit { host, slots });
+    }
+    for _ in 0..options.stalls {
+        at(&mut rng, Fault::Stall(0));
+        at(&mut rng, Fault::Flow(0));
+    }
+    plan.push((Time(most_us), Fault::Calm));
+    for (at, fault) in plan {
+        world.agenda.put(at, Due::Fault(fault));
+    }
+}
+
+fn place_poison(world: &mut World) {
+    let (poisons, items) = (world.options.poison_items, world.options.items);
+    for _ in 0..poisons.min(u32::try_from(items).unwrap_or(u32::MAX)) {
+        let at = world.rng.usize(0..items);
+        world.coordinator.jobs[0].oracle.poison(at);
+    }
+}
+
+/// How long the job may take, generously: every item alone on the slowest worker, every death and
+/// every exclusion one after the other.
+fn bound(options: &Options) -> Duration {
+    let spread = 100 + options.item_spread_percent;
+    let item_us = options.item_us * spread / 100 * options.slow_pace_percent / 100;
+    let runs = u64::from(4 * (options.retries + 2 * options.crash_limit + 2));
+    let work_us = options.items as u64 * item_us * runs;
+    let kills = u64::from(options.poison_items * 2 * (options.crash_limit + 1));
+    let deaths_us = kills * (options.restart_ms + 30_000) * 1_000;
+    let input_us = options.items as u64 * options.input_us;
+    let messages_us = options.items as u64 * 40 * (options.delay_us + options.jitter_us);
+    let all_us = work_us + deaths_us + input_us + messages_us + options.trouble_ms * 1_000;
+    Duration::from_micros(all_us) + Duration::from_secs(600)
+}

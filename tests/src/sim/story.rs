@@ -1,0 +1,458 @@
+//! How tests tell stories: a cluster, a list, what goes wrong, and what comes out.
+
+use std::time::Duration;
+
+use widemap_common::failure::FailureKind;
+use widemap_common::ids::{ItemRange, JobId};
+use widemap_common::limits::CHUNK_TARGET_MS;
+use widemap_common::spec::Runtime;
+use widemap_common::time::Time;
+use widemap_sched::Counts;
+use widemap_sched::event::JobPolicy;
+
+use super::agenda::{Due, HostId};
+use super::faults::Fault;
+use super::job::{Bounds, Job};
+use super::options::Options;
+use super::oracle::{Calm, Fate, Item, Nature, Oracle};
+use super::world::World;
+
+/// A simulated cluster and its jobs.
+pub struct Sim {
+    world: World,
+}
+
+/// A job, to be asked about later.
+#[derive(Clone, Copy, Debug)]
+pub struct Map {
+    id: JobId,
+    chunk_items: u32,
+}
+
+/// A job that is being described.
+#[must_use = "a map begins with its chunk_size, blocks_of or adaptive"]
+pub struct Draft<'a> {
+    sim: &'a mut Sim,
+    function: fn(u64) -> u64,
+    items: Vec<Item>,
+    policy: JobPolicy,
+    bounds: Bounds,
+}
+
+/// The chunk at this place, of a job whose chunks have one size.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk(u32);
+
+/// The chunk at this place, counted from 0.
+#[must_use]
+pub fn chunk(index: u32) -> Chunk {
+    Chunk(index)
+}
+
+impl Chunk {
+    fn range(self, map: Map) -> ItemRange {
+        ItemRange::new(u64::from(self.0 * map.chunk_items), map.chunk_items)
+    }
+}
+
+/// Something to wait for.
+pub trait Condition {
+    /// Whether it has come to pass.
+    fn holds(&self, sim: &Sim) -> bool;
+}
+
+impl<F: Fn(&Sim) -> bool> Condition for F {
+    fn holds(&self, sim: &Sim) -> bool {
+        self(sim)
+    }
+}
+
+/// The worker holds the chunk of the first job.
+pub fn holds(worker: &'static str, chunk: Chunk) -> impl Condition {
+    move |sim: &Sim| {
+        let Some(session) = sim.world.hosts[sim.host(worker)].session() else { return false };
+        let range = chunk.range(sim.map_at(0));
+        session.held().any(|(job, held)| job == JobId(0) && held.contains(range.first))
+    }
+}
+
+/// So many items of the first job have come to their end.
+pub fn settled(items: usize) -> impl Condition {
+    move |sim: &Sim| sim.world.coordinator.jobs[0].oracle.final_items() >= items
+}
+
+/// The coordinator has given up a worker.
+pub fn lost(workers: u32) -> impl Condition {
+    move |sim: &Sim| sim.world.coordinator.lost_workers >= workers
+}
+
+/// The results of the first job cannot be stored.
+pub fn storage_full() -> impl Condition {
+    |sim: &Sim| sim.world.coordinator.jobs[0].is_full
+}
+
+/// The process of a worker has ended.
+pub fn gone(worker: &'static str) -> impl Condition {
+    move |sim: &Sim| sim.world.hosts[sim.host(worker)].process.is_none()
+}
+
+impl Sim {
+    /// A cluster without workers, where nothing goes wrong by itself.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Self {
+        Self::with(Options::calm(seed))
+    }
+
+    pub(super) fn with(options: Options) -> Self {
+        let mut world = World::new(options);
+        world.coordinator.trace = Some(std::collections::VecDeque::new());
+        Self { world }
+    }
+
+    /// Adds workers of one slot.
+    #[must_use]
+    pub fn workers<const N: usize>(mut self, names: [&str; N]) -> Self {
+        for name in names {
+            self.world.add_host(name.to_owned(), 1);
+        }
+        self
+    }
+
+    /// Gives every worker so many slots.
+    #[must_use]
+    pub fn slots(mut self, slots: u32) -> Self {
+        for host in &mut self.world.hosts {
+            (host.slots, host.slots_left) = (slots, slots);
+        }
+        self
+    }
+
+    /// Bounds what may wait for an earlier result.
+    #[must_use]
+    pub fn reorder_bytes(mut self, bytes: u64) -> Self {
+        self.world.options.reorder_bytes = bytes;
+        self.world.options.output_window = bytes.max(64);
+        self.world.coordinator.output_window = bytes.max(64);
+        self
+    }
+
+    /// Every process that its work kills is started again.
+    #[must_use]
+    pub fn restarting(mut self) -> Self {
+        for host in &mut self.world.hosts {
+            host.restart_after = Some(self.world.options.restart());
+        }
+        self
+    }
+
+    /// Every result is sent twice.
+    #[must_use]
+    pub fn results_twice(mut self) -> Self {
+        self.world.options.twice_per_10k = 10_000;
+        self
+    }
+
+    /// Maps a function over numbers; each takes a second.
+    pub fn map(&mut self, function: fn(u64) -> u64, items: std::ops::RangeInclusive<u64>) -> Draft<'_> {
+        let options = &self.world.options;
+        let item = |value| Item { value, nature: Nature::Good, cost_us: options.item_us };
+        let items: Vec<_> = items.map(item).collect();
+        let bounds = Bounds {
+            reorder_bytes: options.reorder_bytes,
+            inflight_bytes: options.inflight_bytes,
+            arrived_items: options.input_items,
+            length_known: options.length_known,
+        };
+        let policy = JobPolicy {
+            runtime: Runtime::Builtin,
+            require: std::collections::BTreeMap::new(),
+            retries: options.retries,
+            crash_limit: options.crash_limit,
+            chunk_items: None,
+            chunk_target: Duration::from_millis(CHUNK_TARGET_MS),
+            weight: 1,
+            priority: 0,
+            speculate: options.speculate,
+        };
+        Draft { sim: self, function, items, policy, bounds }
+    }
+
+    /// Goes on until it holds.
+    ///
+    /// # Panics
+    /// If it does not, within an hour of simulated time.
+    pub fn until(&mut self, condition: impl Condition) {
+        let bound = self.world.now + Duration::from_secs(3_600);
+        while !condition.holds(self) {
+            let in_time = self.world.agenda.next_at().is_some_and(|at| at < bound);
+            assert!(in_time, "it never holds: {}", self.world.explain());
+            self.world.step();
+        }
+    }
+
+    /// Lets simulated time pass.
+    pub fn pass(&mut self, time: Duration) {
+        let until = self.world.now + time;
+        while self.world.agenda.next_at().is_some_and(|at| at <= until) {
+            self.world.step();
+        }
+        self.world.now = until;
+    }
+
+    /// The worker's process is killed; nothing listens at its address.
+    pub fn crash(&mut self, worker: &str) {
+        let host = self.host(worker);
+        self.befall(Fault::Crash { host, restart_after: None });
+    }
+
+    /// Another process starts at the worker's address.
+    pub fn start(&mut self, worker: &str) {
+        let host = self.host(worker);
+        self.befall(Fault::Start(host));
+    }
+
+    /// The worker's streams are reset.
+    pub fn reset(&mut self, worker: &str) {
+        let host = self.host(worker);
+        self.befall(Fault::Reset(host));
+    }
+
+    /// Nothing passes between the worker and anybody for so long, and nobody is told.
+    pub fn silence(&mut self, worker: &str, for_time: Duration) {
+        let host = self.host(worker);
+        self.befall(Fault::Partition { host, down: true, up: true, for_time });
+    }
+
+    /// The worker's streams are reset, and it cannot be reached for so long.
+    pub fn cut(&mut self, worker: &str, for_time: Duration) {
+        self.reset(worker);
+        let delays = Duration::from_micros(2 * (self.world.options.delay_us + self.world.options.jitter_us));
+        self.pass(delays);
+        self.silence(worker, for_time);
+    }
+
+    /// The worker is told to end.
+    pub fn drain(&mut self, worker: &str) {
+        let host = self.host(worker);
+        self.befall(Fault::Drain { host, restart_after: None });
+    }
+
+    /// Whoever reads the output of the first job stops.
+    pub fn stall(&mut self) {
+        self.befall(Fault::Stall(0));
+    }
+
+    /// Whoever reads the output of the first job goes on.
+    pub fn flow(&mut self) {
+        self.befall(Fault::Flow(0));
+    }
+
+    /// The worker's results are not as long as they say.
+    pub fn lies(&mut self, worker: &str) {
+        let host = self.host(worker);
+        self.world.hosts[host].lies_per_10k = 10_000;
+    }
+
+    /// The worker takes so many times as long as the others.
+    pub fn slow(&mut self, worker: &str, times: u64) {
+        let host = self.host(worker);
+        self.world.hosts[host].pace_percent = 100 * times;
+    }
+
+    fn befall(&mut self, fault: Fault) {
+        let now = self.world.now;
+        self.world.agenda.put(now, Due::Fault(fault));
+        self.world.step();
+    }
+
+    /// Goes on until every job has ended, and everything that it held is given back.
+    ///
+    /// # Panics
+    /// If that takes more than an hour of simulated time, or anything is left.
+    pub fn run_to_end(&mut self) {
+        self.end_within(Duration::from_secs(3_600));
+    }
+
+    pub(super) fn end_within(&mut self, time: Duration) {
+        let bound = self.world.now + time;
+        let ended = |sim: &Sim| sim.world.coordinator.jobs.iter().all(|job| job.ended && job.merge.is_empty());
+        while !ended(self) {
+            let in_time = self.world.agenda.next_at().is_some_and(|at| at < bound);
+            assert!(in_time, "it does not end within {time:?}: {}", self.world.explain());
+            self.world.step();
+        }
+        // Long enough for every lease to end and every cut to heal.
+        self.pass(Duration::from_secs(120));
+        self.check_end();
+    }
+
+    fn check_end(&self) {
+        let World { coordinator, options, .. } = &self.world;
+        coordinator.scheduler.check_invariants();
+        assert!(coordinator.attempts.is_empty(), "no attempt is left: {:?}", coordinator.attempts);
+        let network_calm = options.is_network_calm() && options.drains == 0;
+        for job in &coordinator.jobs {
+            job.check_empty();
+            let poisons = job.oracle.items.iter().filter(|item| item.nature == Nature::Poison);
+            let single_poison = network_calm && poisons.count() == 1 && self.world.crashes == 0;
+            job.oracle.check_budgets(&job.policy, single_poison);
+            let calm = Calm {
+                nobody_lies: job.rejected == 0,
+                nobody_crashes: network_calm && self.world.crashes == 0,
+            };
+            job.oracle.check_end(&job.policy, calm);
+        }
+        for host in &self.world.hosts {
+            if let Some(session) = host.session() {
+                let left = session.has_attempts() || session.has_jobs();
+                assert!(!left, "{} holds nothing any more: {session:?}", host.name);
+            }
+        }
+    }
+
+    fn host(&self, worker: &str) -> HostId {
+        let found = self.world.hosts.iter().position(|host| host.name == worker);
+        found.expect("the story names the worker first")
+    }
+
+    fn map_at(&self, index: usize) -> Map {
+        let job = &self.world.coordinator.jobs[index];
+        Map { id: job.id, chunk_items: job.policy.chunk_items.unwrap_or(1) }
+    }
+
+    fn job(&self, map: Map) -> &Job {
+        &self.world.coordinator.jobs[map.id.0 as usize]
+    }
+
+    /// The numbers in the output so far.
+    #[must_use]
+    pub fn output(&self, map: Map) -> Vec<u64> {
+        let text = String::from_utf8_lossy(self.job(map).merge.output());
+        text.lines().map(|line| line.parse().expect("results are numbers")).collect()
+    }
+
+    /// How often items of the chunk were assigned.
+    #[must_use]
+    pub fn attempts(&self, map: Map, chunk: Chunk) -> usize {
+        let range = chunk.range(map);
+        self.job(map).assigned.iter().filter(|assigned| range.covers(**assigned)).count()
+    }
+
+    /// How the item (its number from 1) failed, if it did.
+    #[must_use]
+    pub fn failure(&self, map: Map, number: u64) -> Option<FailureKind> {
+        match self.job(map).oracle.fate(number - 1) {
+            Fate::Failed(kind) => Some(kind),
+            Fate::Open | Fate::Accepted => None,
+        }
+    }
+
+    /// How many processes the item (its number from 1) has killed.
+    #[must_use]
+    pub fn kills(&self, map: Map, number: u64) -> u32 {
+        self.job(map).oracle.kills(number - 1)
+    }
+
+    /// How many results were refused.
+    #[must_use]
+    pub fn rejected(&self, map: Map) -> u32 {
+        self.job(map).rejected
+    }
+
+    /// What the scheduler has counted of a job.
+    ///
+    /// # Panics
+    /// If it ended long ago.
+    #[must_use]
+    pub fn counts(&self, map: Map) -> Counts {
+        self.world.coordinator.scheduler.counts(map.id).expect("it was opened")
+    }
+
+    /// The simulated time.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.world.now
+    }
+
+    pub(super) fn world(&mut self) -> &mut World {
+        &mut self.world
+    }
+}
+
+impl Draft<'_> {
+    /// The item (its number from 1) is of this nature.
+    pub fn item(mut self, number: usize, nature: Nature) -> Self {
+        self.items[number - 1].nature = nature;
+        self
+    }
+
+    /// How long each item takes.
+    pub fn taking(mut self, time: Duration) -> Self {
+        let cost_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.items.iter_mut().for_each(|item| item.cost_us = cost_us);
+        self
+    }
+
+    /// Attempts that take far longer than usual get a second one.
+    pub fn speculating(mut self) -> Self {
+        self.policy.speculate = true;
+        self
+    }
+
+    /// More runs of a failed item.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.policy.retries = retries;
+        self
+    }
+
+    pub(super) fn items(mut self, items: Vec<Item>) -> Self {
+        self.items = items;
+        self
+    }
+
+    pub(super) fn runtime(mut self, runtime: Runtime) -> Self {
+        self.policy.runtime = runtime;
+        self
+    }
+
+    /// Begins the map, with chunks of this size.
+    pub fn chunk_size(mut self, items: u32) -> Map {
+        self.policy.chunk_items = Some(items);
+        self.begin(None)
+    }
+
+    /// Begins the map, with blocks of so many items that are never split.
+    pub fn blocks_of(mut self, items: u32) -> Map {
+        self.policy.runtime = Runtime::Pipe;
+        self.begin(Some(items))
+    }
+
+    /// Begins the map, with chunks as the scheduler likes them.
+    pub fn adaptive(self) -> Map {
+        self.begin(None)
+    }
+
+    fn begin(self, block_items: Option<u32>) -> Map {
+        let Self { sim, function, items, policy, bounds } = self;
+        let world = &mut sim.world;
+        let id = JobId(u32::try_from(world.coordinator.jobs.len()).expect("few jobs"));
+        let oracle = Oracle::new(function, items, block_items);
+        let job = Job::new(id, policy, oracle, bounds);
+        let (index, chunk_items) = (world.coordinator.jobs.len(), job.policy.chunk_items);
+        world.coordinator.open_job(job);
+        world.agenda.put(world.now, Due::InputArrives(index));
+        Map { id, chunk_items: chunk_items.or(block_items).unwrap_or(1) }
+    }
+}
+
+impl Drop for Sim {
+    /// A test that fails shows what happened before.
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(trace) = &self.world.coordinator.trace
+        {
+            let lines: Vec<_> = trace.iter().map(String::as_str).collect();
+            eprintln!("what happened last:\n{}", lines.join("\n"));
+        }
+    }
+}
