@@ -20,8 +20,12 @@ pub const DRIVER_QUEUE: usize = 256;
 /// The largest chunk that the scheduler asks for, in bytes of input; one longer item goes alone.
 pub const CHUNK_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The most items in one chunk, so that an index always fits 32 bits.
-pub const CHUNK_ITEMS_MAX: u32 = 1 << 20;
+/// The most items in one chunk: what is told of each of them (lengths, durations, failures) must fit
+/// one message of gRPC, 4 MiB.
+pub const CHUNK_ITEMS_MAX: u32 = 1 << 15;
+
+/// The most items in one block of the block-wise runtimes, which fail and are told of as a whole.
+pub const BLOCK_ITEMS_MAX: u32 = 1 << 30;
 
 /// What an attempt should take, for runtimes that work item by item.
 pub const CHUNK_TARGET_MS: u64 = 20;

@@ -7,8 +7,8 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use widemap_common::time::Timers;
-pub(crate) use widemap_worker::{Spawner, SpawnerError};
 use widemap_worker::{Registry, Worker, WorkerConfig};
+pub(crate) use widemap_worker::{Spawner, SpawnerError};
 
 /// The embedded worker's task, ended by [`Embedded::close`].
 pub(crate) struct Embedded {
@@ -28,7 +28,8 @@ impl Embedded {
         timers: Timers,
     ) -> io::Result<(Self, UnixStream)> {
         let (near, far) = UnixStream::pair()?;
-        let config = WorkerConfig { name: "local".to_owned(), slots, timers, ..WorkerConfig::default() };
+        let config =
+            WorkerConfig { name: "local".to_owned(), slots, timers, ..WorkerConfig::default() };
         let worker = Worker::embedded(config, Registry::stock(), spawner);
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();

@@ -139,5 +139,5 @@ impl MapError {
 }
 
 fn within(waited: Option<Duration>) -> String {
-    waited.map_or_else(String::new, |time| format!(" within {time:?}"))
+    waited.map_or_else(String::new, |time| format!(" within {:.1} s", time.as_secs_f64()))
 }

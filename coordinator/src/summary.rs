@@ -86,8 +86,11 @@ mod tests {
     #[test]
     fn the_last_line_sums_up_and_failures_are_named_before_it() {
         let counts = Counts { read: 10, ok: 8, failed: 1, workers: 2, ..Counts::default() };
-        let failure =
-            NamedFailure { seq: 3, item: "x\\r".into(), message: "exited with status 1\nmore".into() };
+        let failure = NamedFailure {
+            seq: 3,
+            item: "x\\r".into(),
+            message: "exited with status 1\nmore".into(),
+        };
         let file = Path::new("f.jsonl");
         let lines = lines(&counts, &[failure], Some(file), "again", Duration::from_millis(1500));
         assert_eq!(lines[0], "widemap: failed: item 3 `x\\r`: exited with status 1");

@@ -2,13 +2,13 @@
 //! field: it comes from another build or from nobody of ours, and ends the session.
 
 use bytes::Bytes;
+use std::time::Duration;
 use widemap_common::failure::{FailureKind, Fault};
 use widemap_common::framing::Framing;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, Incarnation, ItemRange, JobId};
 use widemap_common::limits::{CHUNK_ITEMS_MAX, NAME_BYTES_MAX, PART_BYTES_MAX};
 use widemap_common::spec::{Directory, Function, JobSpec, Runtime};
 use widemap_common::template::Template;
-use std::time::Duration;
 
 use crate::session::{
     Assign, CoordinatorHello, Credit, Done, HeldAttempt, HeldState, ItemStderr, Order, OutputGrant,

@@ -45,11 +45,7 @@ fn merge_all(chunks: u64, order: impl Iterator<Item = u64>) {
     let sink = SinkConfig {
         target: SinkTarget::file(null, "/dev/null".to_owned()),
         format: Format::Raw { fill: None },
-        shape: Shape {
-            input: LINES,
-            results: ResultShape::Framed(LINES),
-            is_block_wise: false,
-        },
+        shape: Shape { input: LINES, results: ResultShape::Framed(LINES), is_block_wise: false },
         separator: b'\n',
         is_hashed: false,
         failures: None,

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::binaries::binary;
 
 /// No test waits longer for a process.
-const BOUND: Duration = Duration::from_secs(120);
+const BOUND: Duration = Duration::from_secs(60);
 
 /// A worker, killed when it is dropped.
 #[derive(Debug)]
@@ -138,7 +138,7 @@ pub fn widemap(arguments: &[&str]) -> Command {
 /// Runs a command to its end with these bytes as standard input.
 ///
 /// # Panics
-/// If it cannot be started or does not end within two minutes.
+/// If it cannot be started or does not end within a minute.
 #[must_use]
 pub fn run(mut command: Command, input: &[u8]) -> Run {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -15,7 +15,7 @@ use widemap_common::template::Template;
 use widemap_sched::event::JobPolicy;
 
 use super::options::{MapArgs, Speculate};
-use super::{complain, Format};
+use super::{Format, complain};
 use crate::data::{BlockRule, Source};
 use crate::driver::{self, Ending, Outcome, Plan, Results};
 use crate::embedded::Spawner;
@@ -155,11 +155,7 @@ fn source(
 }
 
 /// A list of items; a block has its items in lines, as a program expects them.
-fn items(
-    items: Vec<Vec<u8>>,
-    pipe: bool,
-    framing: Framing,
-) -> Result<(Source, Framing), MapError> {
+fn items(items: Vec<Vec<u8>>, pipe: bool, framing: Framing) -> Result<(Source, Framing), MapError> {
     if let Some(long) = items.iter().find(|item| item.len() > ITEM_BYTES_MAX) {
         return Err(flag(":::", format!("an item of {} bytes is too long", long.len())));
     }
@@ -236,7 +232,8 @@ fn policy(args: &MapArgs, spec: &JobSpec) -> JobPolicy {
 /// The sources of workers, and the slots of this machine: all of its cores if nothing else is named.
 fn whereabouts(args: &MapArgs) -> (Vec<places::Source>, Option<u32>) {
     let sources = super::workers::sources(&args.place);
-    let cores = || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+    let cores =
+        || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let here = args.place.local.or_else(|| sources.is_empty().then(cores));
     let slots = here.map(|slots| match (args.place.local, args.jobs) {
         (None, Some(jobs)) => jobs,

@@ -281,7 +281,6 @@ fn parse_wait(text: &str) -> Result<Wait, widemap_common::units::UnitError> {
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
-    let (key, value) =
-        text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
 }

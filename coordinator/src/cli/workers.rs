@@ -38,7 +38,11 @@ pub(crate) fn run(args: &WorkersArgs) -> ExitCode {
         }
         ListFormat::Table => table(&rows),
     }
-    ExitCode::from(if rows.iter().any(|row| row.worker.is_some()) { exit::OK } else { exit::CLUSTER })
+    ExitCode::from(if rows.iter().any(|row| row.worker.is_some()) {
+        exit::OK
+    } else {
+        exit::CLUSTER
+    })
 }
 
 struct Row {
@@ -135,7 +139,7 @@ async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
     }
     let rows = rows(&fleet, &round_trips);
     watchers.shutdown().await;
-    fleet.close().await;
+    fleet.close(&mut news, |_, _| {}).await;
     rows
 }
 
@@ -149,28 +153,34 @@ fn is_complete(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> boo
 }
 
 fn rows(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> Vec<Row> {
-    let row = |(place, sources, status): (&str, &std::collections::BTreeSet<String>, &LinkStatus)| {
-        let worker = match status {
-            LinkStatus::Attached(worker) => fleet.worker(*worker).map(|entry| Described {
-                name: entry.hello.name.clone(),
-                build: entry.hello.build.clone(),
-                slots: entry.hello.slots,
-                runtimes: entry.hello.runtimes.iter().map(|runtime| runtime.name()).collect(),
-                labels: entry.hello.labels.clone(),
-                round_trip: round_trips.get(worker).copied(),
-            }),
-            _ => None,
+    let row =
+        |(place, sources, status): (&str, &std::collections::BTreeSet<String>, &LinkStatus)| {
+            let worker = match status {
+                LinkStatus::Attached(worker) => fleet.worker(*worker).map(|entry| Described {
+                    name: entry.hello.name.clone(),
+                    build: entry.hello.build.clone(),
+                    slots: entry.hello.slots,
+                    runtimes: entry.hello.runtimes.iter().map(|runtime| runtime.name()).collect(),
+                    labels: entry.hello.labels.clone(),
+                    round_trip: round_trips.get(worker).copied(),
+                }),
+                _ => None,
+            };
+            let state = match status {
+                LinkStatus::Dialling => "not used: no answer yet".to_owned(),
+                LinkStatus::Attached(_) => "ready".to_owned(),
+                LinkStatus::Cut(_, reason) => format!("not used: cut off: {reason}"),
+                LinkStatus::Alias(worker) => format!("the same worker as {}", fleet.name(*worker)),
+                LinkStatus::Unreachable(error) => format!("not used: {error}"),
+                LinkStatus::Refused(reason) => format!("not used: {reason}"),
+            };
+            Row {
+                place: place.to_owned(),
+                sources: sources.iter().cloned().collect(),
+                state,
+                worker,
+            }
         };
-        let state = match status {
-            LinkStatus::Dialling => "not used: no answer yet".to_owned(),
-            LinkStatus::Attached(_) => "ready".to_owned(),
-            LinkStatus::Cut(_, reason) => format!("not used: cut off: {reason}"),
-            LinkStatus::Alias(worker) => format!("the same worker as {}", fleet.name(*worker)),
-            LinkStatus::Unreachable(error) => format!("not used: {error}"),
-            LinkStatus::Refused(reason) => format!("not used: {reason}"),
-        };
-        Row { place: place.to_owned(), sources: sources.iter().cloned().collect(), state, worker }
-    };
     let mut rows: Vec<_> = fleet.places().map(row).collect();
     rows.extend(fleet.troubles().map(|(source, trouble)| Row {
         place: "-".to_owned(),
@@ -222,11 +232,19 @@ fn table(rows: &[Row]) {
     if rows.is_empty() {
         return;
     }
-    let head =
-        ["NAME", "ADDRESS", "FROM", "VERSION", "SLOTS", "RUNTIMES", "LABELS", "ROUND TRIP", "STATE"];
-    let cells: Vec<_> = std::iter::once(head.map(str::to_owned))
-        .chain(rows.iter().map(Row::cells))
-        .collect();
+    let head = [
+        "NAME",
+        "ADDRESS",
+        "FROM",
+        "VERSION",
+        "SLOTS",
+        "RUNTIMES",
+        "LABELS",
+        "ROUND TRIP",
+        "STATE",
+    ];
+    let cells: Vec<_> =
+        std::iter::once(head.map(str::to_owned)).chain(rows.iter().map(Row::cells)).collect();
     let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max();
     for row in &cells {
         let padded: Vec<_> = row

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use widemap_common::framing::Framing;
 use widemap_common::limits::{
-    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCKS_PER_SIZE, CHUNK_ITEMS_MAX, READ_BLOCK_BYTES,
+    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_ITEMS_MAX, BLOCKS_PER_SIZE, READ_BLOCK_BYTES,
 };
 
 use super::input::InputError;
@@ -16,7 +16,7 @@ pub enum BlockRule {
     /// item, and chunks of any size are cut from it.
     ItemWise,
     /// Each block is one chunk: the shortest run of whole items with at least so many bytes (or
-    /// with [`CHUNK_ITEMS_MAX`] items, if that comes first).
+    /// with [`BLOCK_ITEMS_MAX`] items, if that comes first).
     Fixed(u64),
     /// As `Fixed`, with sizes that start at [`BLOCK_BYTES_MIN`], so that all slots have work early,
     /// and double every [`BLOCKS_PER_SIZE`] blocks up to [`BLOCK_BYTES_MAX`].
@@ -193,7 +193,7 @@ impl Splitter {
         if self.scanned < below {
             let window = &self.buffer[self.scanned..below];
             let ends = memchr::memchr_iter(separator, window).count() as u64;
-            let left = u64::from(CHUNK_ITEMS_MAX) - self.items;
+            let left = u64::from(BLOCK_ITEMS_MAX) - self.items;
             if ends >= left {
                 self.items += left;
                 return Some(self.scanned + self.framing.offset_of(window, left));
@@ -218,7 +218,7 @@ impl Splitter {
         let target = self.start.saturating_add(self.rule.target_bytes(self.blocks));
         let items_max = match self.rule {
             BlockRule::ItemWise => u64::MAX,
-            BlockRule::Fixed(_) | BlockRule::Schedule => u64::from(CHUNK_ITEMS_MAX),
+            BlockRule::Fixed(_) | BlockRule::Schedule => u64::from(BLOCK_ITEMS_MAX),
         };
         while let Some(prefix) = self.buffer[self.scanned..].first_chunk() {
             let length = u32::from_le_bytes(*prefix) as usize;

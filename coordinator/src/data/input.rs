@@ -372,7 +372,7 @@ impl Input {
     }
 
     fn chunk(&mut self, bytes: Bytes, items: u64, offset: u64) -> Chunk {
-        let count = u32::try_from(items).expect("a chunk has at most CHUNK_ITEMS_MAX items");
+        let count = u32::try_from(items).expect("a chunk has at most BLOCK_ITEMS_MAX items");
         let range = ItemRange::new(self.cut_items, count);
         self.cut_items += items;
         Chunk { range, bytes, offset }

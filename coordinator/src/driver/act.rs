@@ -133,7 +133,8 @@ impl Driver {
             .clamp(PART_BYTES_MAX as u64, OUTPUT_WINDOW_BYTES);
         for worker in attached {
             let Some(entry) = self.fleet.worker_mut(worker) else { continue };
-            let urgent = head.filter(|(of, ..)| *of == worker).map(|(_, id, staged)| (id, staged + window));
+            let urgent =
+                head.filter(|(of, ..)| *of == worker).map(|(_, id, staged)| (id, staged + window));
             let wanted = entry.received_total + window;
             let due = !full && wanted - entry.granted_total.min(wanted) >= window / 2;
             if due {

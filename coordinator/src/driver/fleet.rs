@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 use widemap_common::ids::{Incarnation, JobId, WorkerId};
 use widemap_common::limits::WORKERS_MAX;
 use widemap_common::time::{Time, Timers};
-use widemap_proto::session::{CoordinatorHello, WorkerHello};
+use widemap_proto::session::{CoordinatorHello, Report, WorkerHello};
 use widemap_sched::event::{DeathProof, Event, WorkerTraits};
 
 use crate::places::Suggestion;
-use crate::session::{self, Dial, DialError, Link, LinkEvent, LinkId};
+use crate::session::{self, Dial, DialError, Link, LinkEvent, LinkId, LinkNews};
 
 /// See the file's head.
 pub(crate) struct Fleet {
@@ -263,7 +263,8 @@ impl Fleet {
 
     /// Ends the leases that are over.
     pub(crate) fn expire(&mut self, now: Time, events: &mut Vec<Event>) {
-        let over = |worker: &Worker| matches!(worker.state, WorkerState::Cut { until } if until <= now);
+        let over =
+            |worker: &Worker| matches!(worker.state, WorkerState::Cut { until } if until <= now);
         let gone: Vec<_> =
             self.workers.iter().filter(|(_, w)| over(w)).map(|(&worker, _)| worker).collect();
         for worker in gone {
@@ -400,27 +401,38 @@ impl Fleet {
     }
 
     /// Says goodbye on all links and waits for their tasks; a panic in one of them comes out here.
-    pub(crate) async fn close(mut self) {
-        // Nobody listens any more: a link that has something to say is not to wait for it.
+    /// Lines that workers log meanwhile go to `say`.
+    pub(crate) async fn close(
+        mut self,
+        news: &mut mpsc::Receiver<LinkEvent>,
+        mut say: impl FnMut(&str, String),
+    ) {
         for state in self.links.values() {
             state.link.goodbye.cancel();
         }
-        let stop = tokio::time::sleep(session::GOODBYE);
-        tokio::pin!(stop);
+        let patience = tokio::time::sleep(session::GOODBYE);
+        tokio::pin!(patience);
         loop {
-            let ended = tokio::select! {
-                ended = self.tasks.join_next() => ended,
-                () = &mut stop, if !stop.is_elapsed() => {
-                    self.tasks.abort_all();
-                    continue;
-                }
-            };
-            match ended {
-                None => return,
-                Some(Err(error)) if error.is_panic() => {
-                    std::panic::resume_unwind(error.into_panic());
-                }
-                Some(_) => {}
+            tokio::select! {
+                ended = self.tasks.join_next() => match ended {
+                    None => return,
+                    Some(Err(error)) if error.is_panic() => {
+                        std::panic::resume_unwind(error.into_panic());
+                    }
+                    Some(_) => {}
+                },
+                Some(event) = news.recv() => self.last_words(event, &mut say),
+                () = &mut patience, if !patience.is_elapsed() => self.tasks.abort_all(),
+            }
+        }
+    }
+
+    fn last_words(&self, event: LinkEvent, say: &mut impl FnMut(&str, String)) {
+        let LinkNews::Reports(reports) = event.news else { return };
+        let name = self.worker_of(event.link).map_or("?", |worker| self.name(worker));
+        for report in reports {
+            if let Report::Log(_, text) = report {
+                say(name, text);
             }
         }
     }

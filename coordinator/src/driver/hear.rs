@@ -219,7 +219,8 @@ impl Driver {
     fn done(&mut self, worker: WorkerId, done: Done) {
         self.received(worker, done.output.len());
         let id = done.attempt;
-        let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.worker == worker) else {
+        let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.worker == worker)
+        else {
             // Long given up: the scheduler knows, the worker shall forget it.
             if let Some(link) = self.fleet.link(worker) {
                 link.outbox.accepted(id);
@@ -247,7 +248,8 @@ impl Driver {
 
     fn reject(&mut self, worker: WorkerId, attempt: widemap_common::ids::AttemptId, problem: &str) {
         let name = self.fleet.name(worker);
-        self.notices.line(format!("widemap: warning: a result of worker {name} is refused: {problem}"));
+        self.notices
+            .line(format!("widemap: warning: a result of worker {name} is refused: {problem}"));
         self.attempts.remove(&attempt);
         self.job.discard(attempt);
         if let Some(link) = self.fleet.link(worker) {

@@ -90,9 +90,7 @@ impl Job {
         let output = results.output.as_deref().map(OutputFile::create).transpose()?;
         let failures_file = results.failures.clone().unwrap_or_else(failures_path);
         let failures = match results.failures.is_some() {
-            true => {
-                FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?
-            }
+            true => FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?,
             false => FailuresFile::at_first_failure(failures_file.clone()),
         };
         let mut input = Input::open(plan.source, spec.framing, blocks, wake())?;
@@ -523,7 +521,11 @@ impl Job {
             read: counts.read,
             ok: counts.ok,
             failed: counts.failed,
-            not_run: if complete { 0 } else { counts.read.saturating_sub(counts.ok + counts.failed) },
+            not_run: if complete {
+                0
+            } else {
+                counts.read.saturating_sub(counts.ok + counts.failed)
+            },
         };
         if let Err(unbalanced) = items.check() {
             error.get_or_insert(unbalanced.into());
@@ -576,7 +578,12 @@ impl Job {
     }
 
     /// How to go on after a map that was stopped.
-    fn advice(&self, ending: Ending, partial: Option<PathBuf>, items: ItemCounts) -> Option<String> {
+    fn advice(
+        &self,
+        ending: Ending,
+        partial: Option<PathBuf>,
+        items: ItemCounts,
+    ) -> Option<String> {
         let kept = partial.map(|path| format!("what there is was kept as {}", path.display()));
         if !matches!(ending, Ending::Signal(_)) {
             return kept;
@@ -592,7 +599,12 @@ impl Job {
                 done + 1
             ),
         };
-        Some(kept.map_or_else(|| format!("stopped: {rest}"), |kept| format!("stopped: {kept}; {rest}")))
+        Some(
+            kept.map_or_else(
+                || format!("stopped: {rest}"),
+                |kept| format!("stopped: {kept}; {rest}"),
+            ),
+        )
     }
 
     /// What was done so far.

@@ -227,10 +227,15 @@ impl Driver {
 
     fn next_deadline(&self) -> Option<Time> {
         let introduction = (!self.said.start).then_some(Time::ZERO + INTRODUCTION);
-        [self.scheduler.next_deadline(), self.fleet.next_deadline(), self.give_up_at(), introduction]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.scheduler.next_deadline(),
+            self.fleet.next_deadline(),
+            self.give_up_at(),
+            introduction,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// When a map without workers gives up.
@@ -352,7 +357,9 @@ impl Driver {
     async fn close(mut self) -> Outcome {
         self.introduce();
         self.watchers.shutdown().await;
-        self.fleet.close().await;
+        let notices = &mut self.notices;
+        let say = |name: &str, text: String| notices.line(format!("widemap: {name}: {text}"));
+        self.fleet.close(&mut self.news, say).await;
         if let Some(embedded) = self.embedded.take() {
             embedded.close().await;
         }

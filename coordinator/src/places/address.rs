@@ -5,7 +5,9 @@ pub(crate) const WORKER_PORT: u16 = 7433;
 
 /// Why an address was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not HOST or HOST:PORT (an IPv6 address with a port goes in brackets: [::1]:{WORKER_PORT})")]
+#[error(
+    "`{text}` is not HOST or HOST:PORT (an IPv6 address with a port goes in brackets: [::1]:{WORKER_PORT})"
+)]
 pub(crate) struct AddressError {
     text: String,
 }

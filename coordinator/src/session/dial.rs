@@ -83,7 +83,10 @@ async fn connect_tcp(address: &str, timers: &Timers) -> Result<Channel, DialErro
 async fn connect_embedded(end: UnixStream) -> Result<Channel, DialError> {
     let mut end = Some(end);
     let connector = tower::service_fn(move |_: Uri| {
-        let end = end.take().map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused));
+        let end = end
+            .take()
+            .map(TokioIo::new)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused));
         std::future::ready(end)
     });
     sized(Endpoint::from_static("http://embedded"))

@@ -13,8 +13,8 @@ use widemap_common::ids::AttemptId;
 use widemap_common::limits::STREAM_QUEUE;
 use widemap_common::time::Timers;
 use widemap_proto::session::{CoordinatorHello, HeldAttempt, Order, Report, WorkerHello};
-use widemap_proto::wire::{FromWorker, ToWorker};
 use widemap_proto::wire::worker_client::WorkerClient;
+use widemap_proto::wire::{FromWorker, ToWorker};
 use widemap_proto::{VERSION, WireError};
 
 use super::dial::{Dial, DialError};
@@ -156,7 +156,9 @@ impl Runner {
         let (mut reports, greeting) = match tokio::time::timeout(limit, opening).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(status)) => return ended(&status),
-            Err(_) => return StreamEnd::Cut(format!("connected, but no greeting within {limit:?}")),
+            Err(_) => {
+                return StreamEnd::Cut(format!("connected, but no greeting within {limit:?}"));
+            }
         };
         if greeting.hello.version.major != VERSION.major {
             return StreamEnd::Refused(format!(
@@ -253,11 +255,8 @@ impl Runner {
     }
 
     async fn tell(&self, news: LinkNews) {
-        // After goodbye the driver does not listen any more.
-        tokio::select! {
-            _ = self.events.send(LinkEvent { link: self.id, news }) => {}
-            () = self.goodbye.cancelled() => {}
-        }
+        // If the driver is gone, nobody wants to know.
+        let _ = self.events.send(LinkEvent { link: self.id, news }).await;
     }
 }
 

@@ -128,7 +128,14 @@ impl Outbox {
     }
 
     /// Sends the rest of an attempt's input, of which the worker holds the first `from` bytes.
-    pub(crate) fn resume(&self, attempt: AttemptId, job: JobId, range: ItemRange, input: Bytes, from: u64) {
+    pub(crate) fn resume(
+        &self,
+        attempt: AttemptId,
+        job: JobId,
+        range: ItemRange,
+        input: Bytes,
+        from: u64,
+    ) {
         let from = usize::try_from(from).unwrap_or(usize::MAX);
         if from < input.len() {
             let progress = Sending::Upto(from);

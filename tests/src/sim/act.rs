@@ -80,8 +80,7 @@ impl Coordinator {
         assert!(!self.job(job).ended, "{job} has ended");
         let input = self.job(job).input_of(range);
         self.job(job).assigned.push(range);
-        let before =
-            self.attempts.insert(attempt, Attempt { worker, job, range, staged_bytes: 0 });
+        let before = self.attempts.insert(attempt, Attempt { worker, job, range, staged_bytes: 0 });
         assert!(before.is_none(), "{attempt} is a new id");
         self.fleet.outbox(worker).assign(attempt, job, range, input);
     }
@@ -112,9 +111,10 @@ impl Coordinator {
     fn urgent_on(&self, worker: WorkerId) -> Option<(AttemptId, u64)> {
         let job = self.jobs.iter().find(|job| job.is_full)?;
         let next = job.merge.next_item();
-        let mut at_head = self.attempts.iter().filter(|(_, attempt)| {
-            attempt.job == job.id && attempt.range.contains(next)
-        });
+        let mut at_head = self
+            .attempts
+            .iter()
+            .filter(|(_, attempt)| attempt.job == job.id && attempt.range.contains(next));
         let (&id, attempt) = at_head.next()?;
         (attempt.worker == worker).then_some((id, attempt.staged_bytes))
     }

@@ -332,7 +332,8 @@ impl Coordinator {
     fn done(&mut self, worker: WorkerId, done: &Done) {
         self.fleet.member_mut(worker).received_total += done.output.len() as u64;
         let id = done.attempt;
-        let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.worker == worker) else {
+        let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.worker == worker)
+        else {
             // Long given up: the scheduler knows, the worker shall forget it.
             return self.fleet.outbox(worker).accepted(id);
         };

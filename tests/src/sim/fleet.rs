@@ -176,8 +176,7 @@ impl Fleet {
 
     pub(super) fn expire(&mut self, now: Time, events: &mut Vec<Event>) {
         let over = |member: &Member| matches!(member.state, State::Cut { until } if until <= now);
-        let gone: Vec<_> =
-            self.ids().filter(|&worker| over(self.member(worker))).collect();
+        let gone: Vec<_> = self.ids().filter(|&worker| over(self.member(worker))).collect();
         for worker in gone {
             self.bury(worker, DeathProof::LeaseEnded, events);
         }

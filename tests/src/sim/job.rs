@@ -83,7 +83,7 @@ impl Job {
 
     /// More of the input has been read. Whether there is still more to come.
     pub(super) fn arrive(&mut self, items: usize) -> bool {
-        self.arrived_items = (self.arrived_items + items).min(self.oracle.items.len());
+        self.arrived_items = self.arrived_items.saturating_add(items).min(self.oracle.items.len());
         !self.all_arrived()
     }
 

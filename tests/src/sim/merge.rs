@@ -107,10 +107,6 @@ impl Merge {
         self.staged_bytes + self.waiting_bytes >= self.memory_bytes_max
     }
 
-    pub(super) fn memory_bytes_max(&self) -> u64 {
-        self.memory_bytes_max
-    }
-
     /// The first item that has not gone out.
     pub(super) fn next_item(&self) -> u64 {
         self.next

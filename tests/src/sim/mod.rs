@@ -26,4 +26,6 @@ mod world;
 pub use options::Options;
 pub use oracle::Nature;
 pub use seeds::{Ran, run_seed};
-pub use story::{Chunk, Condition, Draft, Map, Sim, chunk, gone, holds, lost, settled, storage_full};
+pub use story::{
+    Chunk, Condition, Draft, Map, Sim, chunk, gone, holds, lost, settled, storage_full,
+};

@@ -57,7 +57,9 @@ impl Drop for Replay<'_> {
         if std::thread::panicking() {
             let seed = self.0.seed;
             eprintln!("seed {seed} expands into {}", self.0);
-            eprintln!("run it again: WIDEMAP_SIM_SEED={seed} cargo test -p widemap-tests simulation");
+            eprintln!(
+                "run it again: WIDEMAP_SIM_SEED={seed} cargo test -p widemap-tests simulation"
+            );
         }
     }
 }

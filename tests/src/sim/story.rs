@@ -153,7 +153,11 @@ impl Sim {
     }
 
     /// Maps a function over numbers; each takes a second.
-    pub fn map(&mut self, function: fn(u64) -> u64, items: std::ops::RangeInclusive<u64>) -> Draft<'_> {
+    pub fn map(
+        &mut self,
+        function: fn(u64) -> u64,
+        items: std::ops::RangeInclusive<u64>,
+    ) -> Draft<'_> {
         let options = &self.world.options;
         let item = |value| Item { value, nature: Nature::Good, cost_us: options.item_us };
         let items: Vec<_> = items.map(item).collect();
@@ -226,7 +230,8 @@ impl Sim {
     /// The worker's streams are reset, and it cannot be reached for so long.
     pub fn cut(&mut self, worker: &str, for_time: Duration) {
         self.reset(worker);
-        let delays = Duration::from_micros(2 * (self.world.options.delay_us + self.world.options.jitter_us));
+        let delays =
+            Duration::from_micros(2 * (self.world.options.delay_us + self.world.options.jitter_us));
         self.pass(delays);
         self.silence(worker, for_time);
     }
@@ -275,7 +280,9 @@ impl Sim {
 
     pub(super) fn end_within(&mut self, time: Duration) {
         let bound = self.world.now + time;
-        let ended = |sim: &Sim| sim.world.coordinator.jobs.iter().all(|job| job.ended && job.merge.is_empty());
+        let ended = |sim: &Sim| {
+            sim.world.coordinator.jobs.iter().all(|job| job.ended && job.merge.is_empty())
+        };
         while !ended(self) {
             let in_time = self.world.agenda.next_at().is_some_and(|at| at < bound);
             assert!(in_time, "it does not end within {time:?}: {}", self.world.explain());

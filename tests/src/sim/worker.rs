@@ -61,7 +61,10 @@ struct Held {
 enum Stage {
     Waiting,
     /// In a slot; what is not there yet of its input is waited for.
-    Running { since: Time, is_timed: bool },
+    Running {
+        since: Time,
+        is_timed: bool,
+    },
     Finished(Box<Finished>),
 }
 
@@ -340,7 +343,9 @@ impl Session {
         let mut reports = Vec::new();
         while reports.len() < sending.batch_entries {
             let small = self.small.pop_front();
-            let Some(report) = small.or_else(|| self.next_output(sending.part_bytes)) else { break };
+            let Some(report) = small.or_else(|| self.next_output(sending.part_bytes)) else {
+                break;
+            };
             let twice = matches!(report, Report::Done(_)) && rng.u32(0..10_000) < sending.twice;
             reports.extend(twice.then(|| report.clone()));
             reports.push(report);

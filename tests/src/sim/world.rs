@@ -136,7 +136,12 @@ impl World {
         let explained = |job: &super::job::Job| {
             let (done, items) = (job.oracle.final_items(), job.oracle.items.len());
             let said = self.coordinator.scheduler.explain(job.id);
-            format!("{}: {done} of {items}, output at {}, full: {}; {said}", job.id, job.merge.next_item(), job.is_full)
+            format!(
+                "{}: {done} of {items}, output at {}, full: {}; {said}",
+                job.id,
+                job.merge.next_item(),
+                job.is_full
+            )
         };
         let jobs: Vec<_> = self.coordinator.jobs.iter().map(explained).collect();
         format!("at {}: {}\n{}", self.now, jobs.join("\n"), self.describe_hosts())
@@ -359,7 +364,9 @@ impl World {
         let job = &mut self.coordinator.jobs[index];
         let more = job.arrive(items);
         let (id, level) = (job.id, job.level());
-        self.coordinator.events.push_back(widemap_sched::event::Event::InputLevel { job: id, level });
+        self.coordinator
+            .events
+            .push_back(widemap_sched::event::Event::InputLevel { job: id, level });
         if more {
             let at = self.now + Duration::from_micros(self.options.input_us);
             self.agenda.put(at, Due::InputArrives(index));
@@ -369,6 +376,8 @@ impl World {
     /// The worker that the coordinator knows at a host, if it is attached.
     pub(super) fn is_attached(&self, host: HostId) -> bool {
         let links = self.coordinator.fleet.links.iter();
-        links.filter(|link| link.host == host).any(|link| matches!(link.status, Status::Attached(_)))
+        links
+            .filter(|link| link.host == host)
+            .any(|link| matches!(link.status, Status::Attached(_)))
     }
 }

@@ -26,20 +26,24 @@ fn with_free_ports(block: &str) -> String {
     block
 }
 
+/// A block as a shell runs it that ends what it started, also when a command fails.
+fn shell(block: &str, directory: &Path) -> Command {
+    let binaries = binary("widemap").parent().unwrap().display().to_string();
+    let script =
+        format!("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}", with_free_ports(block));
+    let mut shell = Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c", &script]).current_dir(directory);
+    shell.env("PATH", format!("{binaries}:{}", std::env::var("PATH").unwrap()));
+    shell.env("XDG_STATE_HOME", directory);
+    shell
+}
+
 #[test]
 fn every_command_works_as_it_is_printed() {
-    let path = format!(
-        "{}:{}",
-        binary("widemap").parent().unwrap().display(),
-        std::env::var("PATH").unwrap()
-    );
     let mut ran = 0;
     for block in blocks().iter().filter(|block| !block.contains("cargo ")) {
         let dir = tempfile::tempdir().unwrap();
-        let mut shell = Command::new("bash");
-        shell.args(["-m", "-euo", "pipefail", "-c", &with_free_ports(block)]);
-        shell.current_dir(dir.path()).env("PATH", &path).env("XDG_STATE_HOME", dir.path());
-        let done = run(shell, b"");
+        let done = run(shell(block, dir.path()), b"");
         assert_eq!(done.status, 0, "{block}\n{}", done.stderr);
         ran += 1;
     }
@@ -51,11 +55,7 @@ fn a_run_survives_a_killed_worker_as_the_readme_says() {
     let blocks = blocks();
     let block = blocks.iter().find(|block| block.contains("kill -9")).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let mut shell = Command::new("bash");
-    let path = binary("widemap").parent().unwrap().display().to_string();
-    shell.args(["-m", "-euo", "pipefail", "-c", &with_free_ports(block)]).current_dir(dir.path());
-    shell.env("PATH", format!("{path}:{}", std::env::var("PATH").unwrap()));
-    let done = run(shell, b"").exits(0);
+    let done = run(shell(block, dir.path()), b"").exits(0);
     assert!(done.text().contains("all there, in order"), "{}", done.stderr);
     assert!(done.stderr.contains("1 lost"), "{}", done.stderr);
 }

@@ -87,7 +87,8 @@ fn an_item_that_prints_without_end_is_capped() {
 
 #[test]
 fn a_large_output_is_streamed_and_comes_whole() {
-    let map = ["map", "--local", "2", "--", "sh", "-c", "head -c 30000000 /dev/zero; echo $1", "sh"];
+    let map =
+        ["map", "--local", "2", "--", "sh", "-c", "head -c 30000000 /dev/zero; echo $1", "sh"];
     let done = run(widemap(&map), b"1\n2\n3\n").exits(0);
     let block = vec![0_u8; 30_000_000];
     let want = [&block[..], b"1\n", &block, b"2\n", &block, b"3\n"].concat();

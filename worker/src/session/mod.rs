@@ -28,6 +28,9 @@ use state::Session;
 /// How long a stream that is ended with an error may take to carry it.
 const STATUS_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long the end of a stream waits for the directories of closed jobs to be removed.
+const GOODBYE_PATIENCE: Duration = Duration::from_millis(300);
+
 /// How long the end of a session waits for killed processes to be gone.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -139,7 +142,14 @@ impl Actor {
             let give_up = self.drain_end();
             tokio::select! {
                 message = stream.inbound.message(), if self.session.takes_orders() => {
-                    let Ok(Some(message)) = message else { return StreamEnd::Detached };
+                    let message = match message {
+                        Ok(Some(message)) => message,
+                        Ok(None) => {
+                            self.say_goodbye(&stream).await;
+                            return StreamEnd::Over;
+                        }
+                        Err(_) => return StreamEnd::Detached,
+                    };
                     let orders = Vec::<Order>::try_from(message)
                         .map_err(|error| Status::invalid_argument(error.to_string()));
                     if let Err(status) = self.take_orders(orders) {
@@ -179,6 +189,24 @@ impl Actor {
             stream.end(status).await;
         }
         end
+    }
+
+    /// The coordinator has ended its side in good order: it is told what closed jobs left, no more.
+    async fn say_goodbye(&mut self, stream: &Stream) {
+        let cleaned = async {
+            while let Some(Ok((job, left))) = self.cleanups.join_next().await {
+                if let Some(text) = left {
+                    self.session.log(job, text);
+                }
+            }
+        };
+        // What takes longer goes to this worker's own log.
+        if tokio::time::timeout(GOODBYE_PATIENCE, cleaned).await.is_ok()
+            && self.session.has_reports()
+        {
+            // A peer that does not read has no use for it.
+            let _ = stream.outbound.try_send(Ok(self.session.batch().into()));
+        }
     }
 
     /// Goes on without a stream, until the coordinator is back or its lease has ended.
