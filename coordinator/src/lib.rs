@@ -22,5 +22,5 @@ use std::process::ExitCode;
 /// from it.
 #[must_use]
 pub fn main() -> ExitCode {
-    cli::run(std::env::args_os().collect())
+    cli::run(&std::env::args_os().collect::<Vec<_>>())
 }

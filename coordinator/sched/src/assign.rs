@@ -31,7 +31,10 @@ impl Scheduler {
     /// Gives out work until there is no more of it, or no more room.
     pub(crate) fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
         let mut at = self.order.first().copied();
+        let mut n = 0;
         while let Some(rank) = at {
+            n += 1;
+            if n > 5000 { for a in actions.iter().rev().take(12).rev() { eprintln!("TEMP {a:?}"); } let c = self.jobs[rank.job].first.map(|c| &self.chunks[c]); eprintln!("TEMP head {c:?} full {} ", self.jobs[rank.job].storage_full); for (_, w) in self.workers.iter() { eprintln!("TEMP {w:?}"); } panic!("settle loops"); }
             at = match self.place(now, rank, actions) {
                 Placed::Assigned => self.order.first().copied(),
                 // What comes will take the room that there is.

@@ -34,7 +34,7 @@ enum Command {
 }
 
 /// Reads the command line, does what it says, and returns the exit status.
-pub(crate) fn run(argv: Vec<OsString>) -> ExitCode {
+pub(crate) fn run(argv: &[OsString]) -> ExitCode {
     let (argv, lists) = argv::cut(argv);
     let cli = match Cli::try_parse_from(argv) {
         Ok(cli) => cli,

@@ -10,8 +10,8 @@ use crate::session::Recalled;
 
 impl Driver {
     /// Carries out one action.
-    pub(super) fn act(&mut self, action: Action) {
-        match action {
+    pub(super) fn act(&mut self, action: &Action) {
+        match *action {
             Action::OpenJob { worker, .. } => self.open_job(worker),
             Action::CloseJob { worker, job } => self.order(worker, Order::CloseJob(job)),
             Action::Cut { chunks, items_max, bytes_max, .. } => {
@@ -26,9 +26,9 @@ impl Driver {
                 let name = self.fleet.name(worker);
                 self.job.accept(attempt, range, name, runs);
             }
-            Action::Fail { range, failure, .. } => {
+            Action::Fail { range, ref failure, .. } => {
                 let name = failure.worker.map(|worker| self.fleet.name(worker));
-                self.job.fail_items(range, &failure, name);
+                self.job.fail_items(range, failure, name);
             }
             Action::Retry { range, kind, worker, runs, .. } => {
                 tracing::info!(%range, %kind, %worker, runs, "runs again");
@@ -99,13 +99,12 @@ impl Driver {
 
     fn revoke(&mut self, worker: WorkerId, attempt: AttemptId) {
         let Some(link) = self.fleet.link(worker) else { return };
-        match link.outbox.recall(attempt) {
-            Recalled::Unsent => {
-                self.attempts.remove(&attempt);
-                self.events.push_back(Event::Revoked { attempt });
-            }
-            // What was recalled half sent must come whole if it is too late.
-            Recalled::Sent => link.outbox.order(Order::Revoke(attempt)),
+        if link.outbox.recall_unsent(attempt) {
+            self.attempts.remove(&attempt);
+            self.events.push_back(Event::Revoked { attempt });
+        } else {
+            // The rest of its input goes on: if it is too late, the worker needs it.
+            link.outbox.order(Order::Revoke(attempt));
         }
     }
 

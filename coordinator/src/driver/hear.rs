@@ -30,7 +30,7 @@ impl Driver {
                 }
             }
             LinkNews::Corrupt { attempt, reason } => {
-                self.notices.line(format!("widemap: warning: {}", reason));
+                self.notices.line(format!("widemap: warning: {reason}"));
                 self.job.discard(attempt);
                 events.push(Event::AttemptRejected { attempt });
             }
@@ -156,8 +156,8 @@ impl Driver {
 
     fn report(&mut self, worker: WorkerId, report: Report) {
         let event = match report {
-            Report::Done(done) => return self.done(worker, *done),
-            Report::Output(part) => return self.output(worker, part),
+            Report::Done(done) => return self.done(worker, &done),
+            Report::Output(part) => return self.output(worker, &part),
             Report::Credit(credit) => {
                 let slots = self.fleet.slots(credit.slots);
                 Event::WorkerCredit { worker, slots, queue: credit.queue }
@@ -174,6 +174,9 @@ impl Driver {
             }
             Report::Revoked(attempt) => {
                 self.attempts.remove(&attempt);
+                if let Some(link) = self.fleet.link(worker) {
+                    link.outbox.recall(attempt);
+                }
                 Event::Revoked { attempt }
             }
             Report::TooLate(attempt) => Event::RevokedTooLate { attempt },
@@ -200,7 +203,7 @@ impl Driver {
     }
 
     /// A part of an attempt's output.
-    fn output(&mut self, worker: WorkerId, part: Part) {
+    fn output(&mut self, worker: WorkerId, part: &Part) {
         self.received(worker, part.data.len());
         let Some(attempt) = self.attempts.get_mut(&part.attempt) else { return };
         let fits = attempt.worker == worker
@@ -210,13 +213,13 @@ impl Driver {
             return self.reject(worker, part.attempt, "a part of its output is out of place");
         }
         attempt.staged_bytes += part.data.len() as u64;
-        if let Err(error) = self.job.stage(&part) {
+        if let Err(error) = self.job.stage(part) {
             self.reject(worker, part.attempt, &error.to_string());
         }
     }
 
     /// The end of an attempt.
-    fn done(&mut self, worker: WorkerId, done: Done) {
+    fn done(&mut self, worker: WorkerId, done: &Done) {
         self.received(worker, done.output.len());
         let id = done.attempt;
         let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.worker == worker)
@@ -228,7 +231,7 @@ impl Driver {
             }
             return;
         };
-        if let Err(problem) = super::job::check(attempt, &done) {
+        if let Err(problem) = super::job::check(attempt, done) {
             return self.reject(worker, id, problem);
         }
         let faults = done

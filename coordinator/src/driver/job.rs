@@ -242,11 +242,11 @@ impl Job {
         &mut self,
         range: ItemRange,
         worker: &str,
-        done: Done,
+        done: &Done,
     ) -> Result<Vec<String>, data::StageError> {
         let attempt = done.attempt;
         self.merge.finish(attempt, done.output.clone(), done.output_bytes)?;
-        let lines = self.stderr_lines(range, &done);
+        let lines = self.stderr_lines(range, done);
         let plain = done.faults.is_empty() && !self.results.json;
         let told = match plain {
             true => Told::Plain { output_bytes: done.output_bytes },
@@ -255,7 +255,7 @@ impl Job {
                     ResultShape::Framed(framing) => Some(framing),
                     ResultShape::Printed => None,
                 };
-                Told::Full(Box::new(Report::new(range, Arc::from(worker), &done, framed)))
+                Told::Full(Box::new(Report::new(range, Arc::from(worker), done, framed)))
             }
         };
         self.judged = Some(Judged { attempt, told });

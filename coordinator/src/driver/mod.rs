@@ -277,7 +277,7 @@ impl Driver {
         self.scheduler.handle(self.now, event, &mut actions);
         for action in actions.drain(..) {
             tracing::trace!(?action);
-            self.act(action);
+            self.act(&action);
         }
         self.actions = actions;
     }

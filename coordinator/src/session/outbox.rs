@@ -110,6 +110,14 @@ impl Outbox {
         }
     }
 
+    /// Takes an attempt back of which the worker has heard nothing; whether that was so.
+    pub(crate) fn recall_unsent(&self, attempt: AttemptId) -> bool {
+        let mut waiting = self.lock();
+        let unsent = |out: &Outgoing| out.attempt == attempt && out.progress == Sending::Unsent;
+        let place = waiting.assigns.iter().position(unsent);
+        place.and_then(|place| waiting.assigns.remove(place)).is_some()
+    }
+
     /// Begins a new stream, on the link's side: levels count from nothing, and nothing is sent until
     /// the driver has heard of it.
     pub(crate) fn begin_stream(&self) {
