@@ -146,19 +146,19 @@ impl Job {
     }
 
     /// Removes the job's directory. Returns what to tell the user if files were left in it.
-    pub(crate) fn close(mut self, worker: &str) -> Option<String> {
+    pub(crate) fn close(mut self) -> Option<String> {
         let private = self.private.take()?;
         let files = count_files(private.path());
         let shown = private.path().display().to_string();
         let removed = private.close();
         match (files, removed) {
-            (_, Err(error)) => Some(format!("{worker}: cannot remove {shown}: {error}")),
+            (_, Err(error)) => Some(format!("cannot remove {shown}: {error}")),
             (0, Ok(())) => None,
             (files, Ok(())) => {
                 let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
                 Some(format!(
-                    "{worker}: {files} left in the job's private directory {shown} are removed \
-                     (--wd DIR keeps them)"
+                    "{files} left in the job's private directory {shown}, removed with it \
+                     (--wd DIR keeps such files)"
                 ))
             }
         }
@@ -408,8 +408,8 @@ mod tests {
         let directory = launch.directory.clone().expect("it has a directory");
         std::fs::create_dir(directory.join("sub")).unwrap();
         std::fs::write(directory.join("sub/a"), "").unwrap();
-        let told = job.close("ann").expect("a file was left");
-        assert!(told.starts_with("ann: 1 file left in"), "{told}");
+        let told = job.close().expect("a file was left");
+        assert!(told.starts_with("1 file left in"), "{told}");
         assert!(!directory.exists());
     }
 }

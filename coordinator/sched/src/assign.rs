@@ -31,10 +31,7 @@ impl Scheduler {
     /// Gives out work until there is no more of it, or no more room.
     pub(crate) fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
         let mut at = self.order.first().copied();
-        let mut n = 0;
         while let Some(rank) = at {
-            n += 1;
-            if n > 5000 { for a in actions.iter().rev().take(12).rev() { eprintln!("TEMP {a:?}"); } let c = self.jobs[rank.job].first.map(|c| &self.chunks[c]); eprintln!("TEMP head {c:?} full {} ", self.jobs[rank.job].storage_full); for (_, w) in self.workers.iter() { eprintln!("TEMP {w:?}"); } panic!("settle loops"); }
             at = match self.place(now, rank, actions) {
                 Placed::Assigned => self.order.first().copied(),
                 // What comes will take the room that there is.
@@ -174,20 +171,22 @@ impl Scheduler {
         let Some(worker) = state.hoards.below(LEVELS).next() else { return false };
         match self.last_to_ask(worker, job) {
             Some(id) => self.ask_back(id, actions),
-            // All of them are asked for already, or are another job's.
+            // All of them are asked for already, are another job's, or fit no idle slot.
             None => self.jobs[job].hoards.set(worker, None),
         }
         true
     }
 
-    /// The attempt that was sent last to the worker, is still waiting and was not asked for.
+    /// The attempt that was sent last to the worker, is still waiting, was not asked for, and could
+    /// go to an idle slot: where it failed it would not, and would come back for ever.
     fn last_to_ask(&self, worker: Key<Worker>, job: Key<Job>) -> Option<AttemptId> {
         let there = &self.workers[worker];
         let previous = |&id: &AttemptId| self.attempt(id).previous;
         let waiting = std::iter::successors(there.last, previous).take(there.waiting() as usize);
         let mut waiting = waiting.filter(|&id| {
             let attempt = self.attempt(id);
-            attempt.job == job && attempt.stage == Stage::Waiting && !attempt.asked_back
+            let waits = attempt.stage == Stage::Waiting && !attempt.asked_back;
+            attempt.job == job && waits && self.pick_below(attempt.chunk, LEVEL_BUSY).is_some()
         });
         waiting.next()
     }

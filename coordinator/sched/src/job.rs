@@ -264,9 +264,8 @@ impl Scheduler {
             if standing == Standing::Refused {
                 continue;
             }
-            if there.is_cut() {
-                there.close_later.push(self.jobs[key].id);
-            } else {
+            there.note_closed(self.jobs[key].id);
+            if !there.is_cut() {
                 actions.push(Action::CloseJob { worker: there.id, job: self.jobs[key].id });
             }
         }

@@ -113,11 +113,12 @@ impl Scheduler {
             Link::Draining | Link::CutDraining => Link::Draining,
         };
         let id = there.id;
-        let closed = std::mem::take(&mut there.close_later);
-        actions.extend(closed.into_iter().map(|job| Action::CloseJob { worker: id, job }));
-        // What was said while it was cut off may not have arrived.
-        let asked = there.jobs.iter().filter(|(_, standing)| *standing == Standing::Asked);
-        let opened = asked.map(|&(job, _)| Action::OpenJob { worker: id, job: self.jobs[job].id });
+        // What was said before the cut may not have arrived, and a worker that was cut off for longer
+        // than its own lease has forgotten the jobs.
+        let closed = there.closed.iter();
+        actions.extend(closed.map(|&job| Action::CloseJob { worker: id, job }));
+        let open = there.jobs.iter().filter(|(_, standing)| *standing != Standing::Refused);
+        let opened = open.map(|&(job, _)| Action::OpenJob { worker: id, job: self.jobs[job].id });
         actions.extend(opened);
         held.sort_unstable();
         held.dedup();

@@ -79,7 +79,7 @@ fn plan(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<(Plan, Option<Spawne
     let framing = Framing::Separator(if args.null { 0 } else { b'\n' });
     let (source, framing) = source(&args, lists, framing)?;
     let spec = spec(&args, framing)?;
-    let (sources, local) = whereabouts(&args);
+    let (sources, local) = whereabouts(&args)?;
     let blocks = match (args.pipe, args.block) {
         (false, _) => BlockRule::ItemWise,
         (true, None) => BlockRule::Schedule,
@@ -230,8 +230,8 @@ fn policy(args: &MapArgs, spec: &JobSpec) -> JobPolicy {
 }
 
 /// The sources of workers, and the slots of this machine: all of its cores if nothing else is named.
-fn whereabouts(args: &MapArgs) -> (Vec<places::Source>, Option<u32>) {
-    let sources = super::workers::sources(&args.place);
+fn whereabouts(args: &MapArgs) -> Result<(Vec<places::Source>, Option<u32>), MapError> {
+    let sources = super::workers::sources(&args.place)?;
     let cores =
         || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let here = args.place.local.or_else(|| sources.is_empty().then(cores));
@@ -240,7 +240,7 @@ fn whereabouts(args: &MapArgs) -> (Vec<places::Source>, Option<u32>) {
         (_, Some(jobs)) => slots.min(jobs),
         (_, None) => slots,
     });
-    (sources, slots)
+    Ok((sources, slots))
 }
 
 /// The command that runs only what failed again.

@@ -36,7 +36,7 @@ failed, 130 and 143 interrupted.";
                             widemap map [OPTIONS] --builtin NAME [::: ITEM...]")]
 #[command(after_long_help = EXAMPLES, after_help = "More, with examples: widemap map --help")]
 pub(crate) struct MapArgs {
-    /// The command that runs for each item, which replaces {} or is added at the end
+    /// What to run for each item; {} in it is the item, which is added at the end otherwise
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
     #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
@@ -172,8 +172,8 @@ pub(crate) struct MapArgs {
 /// Where workers are.
 #[derive(Debug, Args)]
 pub(crate) struct PlaceArgs {
-    /// A worker; may be repeated
-    #[arg(long, value_name = "HOST[:7433]", help_heading = WHERE, env = "WIDEMAP_WORKERS")]
+    /// A worker; may be repeated [env, if no place is named: WIDEMAP_WORKERS]
+    #[arg(long, value_name = "HOST[:7433]", help_heading = WHERE)]
     #[arg(value_delimiter = ',', value_parser = places::parse)]
     pub(crate) worker: Vec<String>,
 

@@ -20,6 +20,9 @@ use crate::places::{self, Source};
 use crate::session::LinkNews;
 use crate::{exit, logging};
 
+/// The variable that names workers, where no option names a place.
+const WORKERS_VARIABLE: &str = "WIDEMAP_WORKERS";
+
 /// Runs `widemap workers`.
 pub(crate) fn run(args: &WorkersArgs) -> ExitCode {
     let listing = logging::start(&args.log).map_err(MapError::from).and_then(|()| list(args));
@@ -62,7 +65,7 @@ struct Described {
 }
 
 fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
-    let sources = sources(&args.place);
+    let sources = sources(&args.place)?;
     if sources.is_empty() {
         eprintln!(
             "widemap: no place is named (--worker, --workers-file, WIDEMAP_WORKERS): \
@@ -77,15 +80,31 @@ fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
     Ok(runtime.block_on(ask(args, sources)))
 }
 
-/// The sources of workers that options name.
-pub(super) fn sources(place: &PlaceArgs) -> Vec<Source> {
+/// The sources of workers: those that options name, or else those of the environment.
+pub(super) fn sources(place: &PlaceArgs) -> Result<Vec<Source>, MapError> {
     let mut sources = Vec::new();
     if !place.worker.is_empty() {
         let addresses = place.worker.clone();
         sources.push(Source::Fixed { name: "--worker".to_owned(), addresses });
     }
     sources.extend(place.workers_file.iter().map(|path| Source::Watched { path: path.clone() }));
-    sources
+    if sources.is_empty() && place.local.is_none() {
+        sources.extend(of_environment()?);
+    }
+    Ok(sources)
+}
+
+fn of_environment() -> Result<Option<Source>, MapError> {
+    let bad = |problem: String| MapError::Flag { flag: WORKERS_VARIABLE, problem };
+    let value = match std::env::var(WORKERS_VARIABLE) {
+        Ok(value) if value.trim().is_empty() => return Ok(None),
+        Ok(value) => value,
+        Err(std::env::VarError::NotPresent) => return Ok(None),
+        Err(error) => return Err(bad(error.to_string())),
+    };
+    let addresses = value.split([',', ' ']).filter(|text| !text.is_empty()).map(places::parse);
+    let addresses = addresses.collect::<Result<_, _>>().map_err(|error| bad(error.to_string()))?;
+    Ok(Some(Source::Fixed { name: WORKERS_VARIABLE.to_owned(), addresses }))
 }
 
 async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {

@@ -185,6 +185,10 @@ impl Fleet {
         hello: WorkerHello,
         events: &mut Vec<Event>,
     ) -> Option<Attachment> {
+        if matches!(self.links.get(&link)?.status, LinkStatus::Alias(_)) {
+            // It was stopped, and had news on the way.
+            return None;
+        }
         let known = self.by_incarnation(hello.incarnation);
         let former = self.worker_of(link);
         if let Some(former) = former.filter(|&former| Some(former) != known) {
@@ -212,7 +216,7 @@ impl Fleet {
             && let Some(former) = self.links.get_mut(&former_link)
         {
             // One worker under two addresses is one worker: the newer stream has replaced the older.
-            former.link.goodbye.cancel();
+            former.link.stop.cancel();
             former.status = LinkStatus::Alias(worker);
         }
         Some(Attachment::Back(worker))
@@ -414,6 +418,8 @@ impl Fleet {
         tokio::pin!(patience);
         loop {
             tokio::select! {
+                biased;
+                Some(event) = news.recv() => self.last_words(event, &mut say),
                 ended = self.tasks.join_next() => match ended {
                     None => return,
                     Some(Err(error)) if error.is_panic() => {
@@ -421,7 +427,6 @@ impl Fleet {
                     }
                     Some(_) => {}
                 },
-                Some(event) = news.recv() => self.last_words(event, &mut say),
                 () = &mut patience, if !patience.is_elapsed() => self.tasks.abort_all(),
             }
         }

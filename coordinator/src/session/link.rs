@@ -60,8 +60,11 @@ pub(crate) enum LinkNews {
 pub(crate) struct Link {
     /// What waits to be sent.
     pub(crate) outbox: Arc<Outbox>,
-    /// Sends what waits, ends the stream in good order and with it the task.
+    /// Sends what waits, ends the stream in good order (the worker forgets this coordinator) and with
+    /// it the task.
     pub(crate) goodbye: CancellationToken,
+    /// Ends the task at once: the worker is served through another link.
+    pub(crate) stop: CancellationToken,
 }
 
 /// Starts the task of a link among `tasks`.
@@ -74,10 +77,15 @@ pub(crate) fn spawn(
     events: mpsc::Sender<LinkEvent>,
 ) -> Link {
     let outbox = Arc::new(Outbox::default());
-    let goodbye = CancellationToken::new();
-    let link = Link { outbox: outbox.clone(), goodbye: goodbye.clone() };
+    let (goodbye, stop) = (CancellationToken::new(), CancellationToken::new());
+    let link = Link { outbox: outbox.clone(), goodbye: goodbye.clone(), stop: stop.clone() };
     let runner = Runner { id, dial, hello, timers, events, outbox, goodbye };
-    tasks.spawn(async move { runner.run().await });
+    tasks.spawn(async move {
+        tokio::select! {
+            () = runner.run() => {}
+            () = stop.cancelled() => {}
+        }
+    });
     link
 }
 

@@ -45,12 +45,14 @@ pub(super) struct Coordinator {
     /// Workers that have said whether they can run a job.
     answered: BTreeSet<(WorkerId, JobId)>,
     pub(super) output_window: u64,
-    /// The chance in ten thousand that an assignment is sent twice.
     pub(super) lost_workers: u32,
     pub(super) events_handled: u64,
     /// What happened last, for whoever reads a failure.
     pub(super) trace: Option<VecDeque<String>>,
 }
+
+/// Events that follow from one another at one moment, before they are going round in a circle.
+const EVENTS_AT_ONCE_MAX: u64 = 20_000;
 
 /// Lines that are kept for whoever reads a failure.
 const TRACE_LINES: usize = 2_000;
@@ -154,7 +156,10 @@ impl Coordinator {
     }
 
     pub(super) fn drain_events(&mut self) {
+        let before = self.events_handled;
         while let Some(event) = self.events.pop_front() {
+            let spins = self.events_handled - before > EVENTS_AT_ONCE_MAX;
+            assert!(!spins, "the driver spins at {}: {event:?}", self.now);
             self.note(|| format!("  {event:?}"));
             self.events_handled += 1;
             match event {

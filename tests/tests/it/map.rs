@@ -116,3 +116,58 @@ fn workers_of_a_file_join_while_a_job_runs() {
     .exits(0);
     assert!(joins.text().contains("\"worker\":\"bob\""), "{}", joins.stderr);
 }
+
+#[test]
+fn the_environment_names_workers_where_no_option_names_a_place() {
+    let ann = WorkerProcess::start("ann", 1);
+    let map = |options: &[&str]| {
+        let mut map = widemap(&[&["map"], options, &["--", "echo"]].concat());
+        map.env("WIDEMAP_WORKERS", ann.address());
+        run(map, b"1\n").exits(0).stderr
+    };
+    assert!(map(&[]).contains("1 worker, 1 slot, from WIDEMAP_WORKERS"));
+    assert!(map(&["--local", "2"]).contains("this machine only: 2 slots"));
+}
+
+#[test]
+fn workers_are_listed_with_why_others_are_not_used() {
+    let ann = WorkerProcess::start_with("ann", 3, &["--label", "gpu=1"]);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let workers = ["workers", "--worker", ann.address(), "--worker", &address];
+    let table = run(widemap(&workers), b"").exits(0);
+    let row = |name: &str| table.text().lines().find(|line| line.contains(name)).unwrap();
+    assert!(row(ann.address()).contains("gpu=1") && row(ann.address()).ends_with("ready"));
+    assert!(row(&address).contains("not used: connection refused"));
+    let json = run(widemap(&[&workers[..], &["--format", "json"]].concat()), b"").exits(0);
+    let first: serde_json::Value =
+        serde_json::from_str(json.text().lines().next().unwrap()).unwrap();
+    assert_eq!((&first["name"], &first["slots"]), (&"ann".into(), &3.into()));
+}
+
+#[test]
+fn one_worker_under_two_addresses_is_one_worker() {
+    let ann = WorkerProcess::start("ann", 1);
+    let other = ann.address().replace("127.0.0.1", "localhost");
+    let map = ["map", "--worker", ann.address(), "--worker", &other, "--", "echo"];
+    let done = run(widemap(&map), b"1\n2\n3\n").exits(0);
+    assert_eq!(done.text(), "1\n2\n3\n");
+    assert!(done.stderr.contains("1 workers, 0 lost"), "{}", done.stderr);
+}
+
+#[test]
+fn the_directory_and_the_environment_are_what_was_asked_for() {
+    let ann = WorkerProcess::start("ann", 1);
+    let dir = tempfile::tempdir().unwrap();
+    let wd = dir.path().to_str().unwrap();
+    let script = "pwd; echo $FROM_HERE $WIDEMAP_ITEM $WIDEMAP_SEQ $WIDEMAP_SLOT ${SECRET-unset}";
+    let options = ["map", "--worker", ann.address(), "--wd", wd, "--env", "FROM_HERE=x"];
+    let mut map = widemap(&[&options[..], &["--", "sh", "-c", script, "sh"]].concat());
+    map.env("SECRET", "1");
+    assert_eq!(run(map, b"it\n").exits(0).text(), format!("{wd}\nx it 1 1 unset\n"));
+    let map = ["map", "--worker", ann.address(), "--", "sh", "-c", "touch left; pwd", "sh"];
+    let done = run(widemap(&map), b"1\n").exits(0);
+    assert!(done.stderr.contains("1 file"), "{}", done.stderr);
+    assert!(!std::path::Path::new(done.text().trim()).exists());
+}

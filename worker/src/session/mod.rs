@@ -194,9 +194,16 @@ impl Actor {
     /// The coordinator has ended its side in good order: it is told what closed jobs left, no more.
     async fn say_goodbye(&mut self, stream: &Stream) {
         let cleaned = async {
-            while let Some(Ok((job, left))) = self.cleanups.join_next().await {
-                if let Some(text) = left {
-                    self.session.log(job, text);
+            loop {
+                self.after_change();
+                match self.cleanups.join_next().await {
+                    Some(Ok((job, Some(text)))) => self.session.log(job, text),
+                    Some(_) => {}
+                    // A slot lets go of the job a moment after its last attempt.
+                    None if self.session.is_closing() => {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    None => break,
                 }
             }
         };
@@ -248,7 +255,7 @@ impl Actor {
     async fn end(mut self) {
         self.shares.leave(self.share);
         self.attachments.close();
-        let Self { session, mut cleanups, greeting, .. } = self;
+        let Self { session, mut cleanups, .. } = self;
         let mut jobs = session.into_jobs();
         jobs.retain(|job| job.has_directory());
         // The lane went with the session: what ran is being ended, within the grace. A directory
@@ -259,7 +266,7 @@ impl Actor {
             jobs = left;
             let over: Vec<Arc<Job>> = over;
             for job in over.into_iter().filter_map(Arc::into_inner) {
-                spawn_cleanup(&mut cleanups, job, &greeting.name);
+                spawn_cleanup(&mut cleanups, job);
             }
             if !jobs.is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -289,7 +296,7 @@ impl Actor {
     fn after_change(&mut self) {
         self.shares.set_busy(self.share, self.session.has_attempts());
         for job in self.session.closed_jobs() {
-            spawn_cleanup(&mut self.cleanups, job, &self.greeting.name);
+            spawn_cleanup(&mut self.cleanups, job);
         }
     }
 
@@ -333,10 +340,9 @@ impl Actor {
 }
 
 /// Removing a directory is work on a disk: not on the thread that serves the streams.
-fn spawn_cleanup(cleanups: &mut JoinSet<(JobId, Option<String>)>, job: Job, worker: &str) {
+fn spawn_cleanup(cleanups: &mut JoinSet<(JobId, Option<String>)>, job: Job) {
     if job.has_directory() {
-        let worker = worker.to_owned();
-        cleanups.spawn_blocking(move || (job.id, job.close(&worker)));
+        cleanups.spawn_blocking(move || (job.id, job.close()));
     }
 }
 

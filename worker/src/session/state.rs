@@ -289,6 +289,11 @@ impl Session {
         over.into_iter().filter_map(Arc::into_inner).collect()
     }
 
+    /// Whether a closed job is still held by a slot.
+    pub(super) fn is_closing(&self) -> bool {
+        !self.closing.is_empty()
+    }
+
     /// Jobs that are open, or not quite closed, when the session ends.
     pub(super) fn into_jobs(self) -> Vec<Arc<Job>> {
         self.jobs.into_values().chain(self.closing).collect()
