@@ -192,6 +192,8 @@ impl Coordinator {
         self.note_deaths(&events);
         self.events.extend(events);
         self.drain_events();
+        // A new stream knows nothing of what was granted on the former one.
+        self.jobs.iter_mut().for_each(|job| job.urged = None);
         match attachment {
             Attachment::New(worker) => {
                 self.forget_held(worker, held);

@@ -373,11 +373,13 @@ impl World {
         else {
             return;
         };
+        // What has ended and was not sent yet makes this one look as if it waited.
+        let all_said = !session.has_reports();
         let state = &mut self.coordinator.jobs[job.0 as usize];
         let (cost_us, poison) = state.oracle.cost_us(range);
         if let Some(item) = poison {
             let known = self.coordinator.attempts.contains_key(&id);
-            let seen = known && self.is_attached(host);
+            let seen = known && all_said && self.is_attached(host);
             self.coordinator.jobs[job.0 as usize].oracle.killed(item, seen);
             self.coordinator.note(|| format!("item {item} kills host {host}"));
             self.poison_deaths += 1;

@@ -140,7 +140,7 @@ impl Options {
         self.twice_per_10k = sometimes(rng, 30, 0, |rng| rng.u32(1..2_000));
         self.send_us = log_uniform(rng, 1, 2_000);
         self.batch_bytes = rng.usize(16..512);
-        self.batch_entries = rng.usize(1..64);
+        self.batch_entries = rng.usize(2..64);
         self.part_bytes = rng.usize(8..128);
         self.output_window = rng.u64(16..512);
     }

@@ -71,7 +71,8 @@ fn populate(world: &mut World) {
         let host = world.add_host(format!("w{number}"), slots);
         let mut percent = |chance: u32| world.rng.u32(0..100) < chance;
         let (slow, lies) = (percent(options.slow_percent), percent(options.liars_percent));
-        let refuses = percent(options.refusers_percent);
+        // A job that every worker refuses ends at once, with an error.
+        let refuses = percent(options.refusers_percent) && number > 0;
         let there = &mut world.hosts[host];
         there.pace_percent = if slow { options.slow_pace_percent } else { 100 };
         there.lies_per_10k = if lies { options.lies_per_10k } else { 0 };

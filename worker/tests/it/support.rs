@@ -1,11 +1,11 @@
 //! What the tests of a worker stand on: the real binary, and a client that speaks the protocol raw.
 
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "it is a test")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "tests use parts of it")]
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -37,6 +37,8 @@ pub const JOB: JobId = JobId(1);
 pub struct WorkerProcess {
     child: Child,
     pub port: u16,
+    /// A handle to each connection, to cut it by.
+    connections: Arc<Mutex<Vec<std::net::TcpStream>>>,
 }
 
 impl WorkerProcess {
@@ -55,7 +57,8 @@ impl WorkerProcess {
         let stdout = child.stdout.take().expect("it is piped");
         BufReader::new(stdout).read_line(&mut line).expect("the worker says where it listens");
         let port = line.trim().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        Self { port: port.unwrap_or_else(|| panic!("not an address: {line:?}")), child }
+        let port = port.unwrap_or_else(|| panic!("not an address: {line:?}"));
+        Self { port, child, connections: Arc::default() }
     }
 
     pub fn pid(&self) -> u32 {
@@ -81,7 +84,25 @@ impl WorkerProcess {
             .tcp_nodelay(true)
             .initial_connection_window_size(8 << 20)
             .initial_stream_window_size(8 << 20);
-        sized.connect().await.expect("the worker listens")
+        let (port, connections) = (self.port, Arc::clone(&self.connections));
+        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+            let stream = std::net::TcpStream::connect(("127.0.0.1", port)).and_then(|stream| {
+                stream.set_nodelay(true)?;
+                stream.set_nonblocking(true)?;
+                connections.lock().unwrap().push(stream.try_clone()?);
+                tokio::net::TcpStream::from_std(stream)
+            });
+            std::future::ready(stream.map(hyper_util::rt::TokioIo::new))
+        });
+        sized.connect_with_connector(connector).await.expect("the worker listens")
+    }
+
+    /// Cuts every connection, as a network does: no stream is ended in good order.
+    pub fn cut(&self) {
+        for connection in self.connections.lock().unwrap().drain(..) {
+            // It may be closed already.
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
     }
 }
 

@@ -1,15 +1,12 @@
 //! The session of a worker, spoken raw: in process over a socket pair, and with the real binary
 //! where a stream must break.
-#![allow(clippy::unwrap_used, reason = "it is a test")]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::support::{Link, PATIENCE, WorkerProcess, assign, builtin, eventually, hello, shell};
 use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
-use support::{Link, PATIENCE, WorkerProcess, assign, builtin, eventually, hello, shell};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -272,6 +269,7 @@ async fn a_cut_keeps_results_and_a_new_stream_gets_them_again() {
     assert_eq!(link.run(1, b"first\n").await.0, b"first\n");
     link.send(vec![assign(2, 1, b"wait\n"), assign(3, 2, b"last\n")]).await;
     link.running(2).await;
+    worker.cut();
     drop(link);
 
     let mut link = worker.link().await;
@@ -302,8 +300,9 @@ async fn a_lease_that_ends_ends_what_it_held() {
     link.send(vec![assign(1, 0, b"x\n")]).await;
     let started = || std::fs::read_to_string(&pid).ok()?.trim().parse().ok();
     eventually("the item runs", || started().is_some()).await;
+    worker.cut();
     drop(link);
-    eventually("the item is ended", || !started().is_some_and(support::lives)).await;
+    eventually("the item is ended", || !started().is_some_and(crate::support::lives)).await;
     assert_eq!(worker.link().await.held, []);
 }
 

@@ -1,15 +1,11 @@
 //! Commands as the real worker runs them: what they print, what they find around themselves, how
 //! they fail, and that nothing of them is left.
-#![allow(clippy::unwrap_used, reason = "it is a test")]
-#![cfg(target_os = "linux")]
-
-mod support;
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
+use crate::support::{JOB, WorkerProcess, assign, eventually, exec, lives, pipe, shell};
 use rustix::process::Signal;
-use support::{JOB, WorkerProcess, assign, eventually, exec, lives, pipe, shell};
 use widemap_common::failure::FailureKind;
 use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::spec::{Directory, JobSpec};
