@@ -89,6 +89,40 @@ impl Template {
         templates
     }
 
+    /// An argument in which nothing is a placeholder.
+    #[must_use]
+    pub fn literal(text: &[u8]) -> Self {
+        Self { text: text.to_vec(), pieces: vec![Piece::Literal(text.to_vec())] }
+    }
+
+    /// A line for a shell, and the parameters to give it: each placeholder is a parameter, in double
+    /// quotes. A line without one gets the item at its end.
+    #[must_use]
+    pub fn shell_line(text: &[u8]) -> (Vec<u8>, Vec<Self>) {
+        let mut template = Self::parse(text);
+        if !template.has_placeholder() {
+            let item = Piece::Placeholder(Placeholder::Item);
+            template.pieces.extend([Piece::Literal(b" ".to_vec()), item]);
+        }
+        let (mut line, mut parameters) = (Vec::new(), Vec::new());
+        for piece in &template.pieces {
+            match piece {
+                Piece::Literal(text) => line.extend_from_slice(text),
+                Piece::Placeholder(placeholder) => {
+                    parameters.push(Self::placeholder(*placeholder));
+                    line.extend_from_slice(&parameter(parameters.len()));
+                }
+            }
+        }
+        (line, parameters)
+    }
+
+    fn placeholder(placeholder: Placeholder) -> Self {
+        let named = PLACEHOLDERS.iter().find(|(_, other)| *other == placeholder);
+        let (name, _) = named.expect("every placeholder has a name");
+        Self { text: name.as_bytes().to_vec(), pieces: vec![Piece::Placeholder(placeholder)] }
+    }
+
     /// The argument as it was typed.
     #[must_use]
     pub fn text(&self) -> &[u8] {
@@ -127,6 +161,14 @@ impl Placeholder {
     }
 }
 
+/// A reference to a parameter of a shell. Not `${1}`, which has a placeholder in it.
+fn parameter(number: usize) -> Vec<u8> {
+    match number {
+        1..=9 => format!("\"${number}\"").into_bytes(),
+        _ => format!("\"${{{number}}}\"").into_bytes(),
+    }
+}
+
 fn basename(path: &[u8]) -> &[u8] {
     memchr::memrchr(b'/', path).map_or(path, |slash| &path[slash + 1..])
 }
@@ -139,11 +181,11 @@ fn directory(path: &[u8]) -> &[u8] {
     }
 }
 
-/// `a/b.tar.gz` is `a/b.tar`; a name that begins with its only dot has no extension.
+/// `a/b.tar.gz` is `a/b.tar`; of `.hid` nothing is left, as in GNU parallel.
 fn without_extension(path: &[u8]) -> &[u8] {
     let name = path.len() - basename(path).len();
     match memchr::memrchr(b'.', &path[name..]) {
-        Some(dot) if dot > 0 => &path[..name + dot],
+        Some(dot) => &path[..name + dot],
         _ => path,
     }
 }
@@ -176,7 +218,17 @@ mod tests {
             assert_eq!(filled(template, path), want, "{template}");
         }
         assert_eq!(filled("{//} {.}", "plain"), ". plain");
-        assert_eq!(filled("{//} {/.}", "/.bashrc"), "/ .bashrc");
+        assert_eq!(filled("{//} {.} {/.}", "/.bashrc"), "/ / ");
+    }
+
+    #[test]
+    fn a_shell_line_takes_items_as_parameters() {
+        let (line, parameters) = Template::shell_line(b"cat {} | wc > {/.}.n");
+        assert_eq!(line, b"cat \"$1\" | wc > \"$2\".n");
+        assert_eq!(Template::parse(&line).text(), line);
+        assert!(!Template::parse(&line).has_placeholder(), "a worker parses it once more");
+        assert_eq!(parameters, [Template::parse(b"{}"), Template::parse(b"{/.}")]);
+        assert_eq!(Template::shell_line(b"wc").0, b"wc \"$1\"");
     }
 
     #[test]

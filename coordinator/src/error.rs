@@ -18,8 +18,14 @@ pub(crate) enum MapError {
     #[error("no items: standard input is a terminal, and neither -a nor ::: was given")]
     NoItems,
     /// Items come from two places.
-    #[error("items come from {0} and from {1}: name one of them")]
+    #[error("items come both from `{0}` and from `{1}`")]
     TwoSources(&'static str, &'static str),
+    /// A relative of `:::`.
+    #[error("`{0}` is not supported yet")]
+    Separator(String),
+    /// Two files of the command line are one.
+    #[error("{0} and {1} name the same file, which would be overwritten")]
+    SameFile(&'static str, &'static str),
     /// More than one `:::`.
     #[error("more than one list of items (:::) is not supported yet")]
     SeveralLists,
@@ -51,20 +57,15 @@ pub(crate) enum MapError {
     /// The file of `--failures` cannot be made.
     #[error(transparent)]
     FailuresFile(crate::data::SinkError),
+    /// The receipt cannot be written.
+    #[error("receipt: {0}")]
+    Receipt(crate::data::OutputFileError),
     /// The file of `--output` cannot be written.
     #[error(transparent)]
     OutputFile(#[from] crate::data::OutputFileError),
     /// Input that is needed once more cannot be read again.
     #[error(transparent)]
     Held(#[from] crate::data::HeldError),
-    /// A file beside the output cannot be written.
-    #[error("cannot write {path}: {source}")]
-    SideFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
     /// This machine gives no runtime, socket pair or process.
     #[error("cannot start: {0}")]
     Start(std::io::Error),
@@ -100,7 +101,11 @@ impl MapError {
                 "pipe a list in (seq 10 | widemap map -- echo {}), name a file (-a FILE), or list \
                  items (widemap map echo {} ::: a b c)"
             }
+            Self::TwoSources(..) => "name one of them",
+            Self::Separator(_) => "give a file with -a FILE, or one list with :::",
+            Self::SameFile(..) => "give each of them a file of its own",
             Self::SeveralLists => "put the combinations in one list, a line each",
+            Self::NoWorkers { waited: None, .. } => return None,
             Self::NoWorkers { .. } => {
                 "start `widemap-worker` there, or run on this machine with --local N"
             }
@@ -116,20 +121,24 @@ impl MapError {
             | Self::TwoFunctions(_)
             | Self::NoItems
             | Self::TwoSources(..)
+            | Self::Separator(_)
+            | Self::SameFile(..)
             | Self::SeveralLists
             | Self::Flag { .. }
             | Self::LogFilter(_)
             | Self::FromFailures { .. }
             | Self::FailuresFile(_)
             | Self::Unusable { .. } => exit::USAGE,
-            Self::OutputFile(error) if error.is_before_start() => exit::USAGE,
+            Self::OutputFile(error) | Self::Receipt(error) if error.is_before_start() => {
+                exit::USAGE
+            }
             Self::Input(error) if error.is_before_start() => exit::USAGE,
             Self::Output(error) if error.is_before_start() => exit::USAGE,
             Self::Input(_)
             | Self::Output(_)
             | Self::OutputFile(_)
+            | Self::Receipt(_)
             | Self::Held(_)
-            | Self::SideFile { .. }
             | Self::Start(_)
             | Self::Spawner(_)
             | Self::NoWorkers { .. }

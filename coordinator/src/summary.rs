@@ -27,9 +27,7 @@ pub(crate) struct Counts {
 /// An item that failed, as the summary names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NamedFailure {
-    /// Its number, from 1.
-    pub(crate) seq: u64,
-    /// What it is, cut short.
+    /// Its number, from 1, and what it is, cut short; or which block.
     pub(crate) item: String,
     /// What happened.
     pub(crate) message: String,
@@ -40,15 +38,15 @@ pub(crate) fn lines(
     counts: &Counts,
     failures: &[NamedFailure],
     failures_file: Option<&Path>,
-    rerun: &str,
+    rerun: Option<&str>,
     elapsed: Duration,
 ) -> Vec<String> {
     let mut lines = Vec::new();
     for failure in failures.iter().take(SUMMARY_FAILURES) {
-        let NamedFailure { seq, item, message } = failure;
+        let NamedFailure { item, message } = failure;
         let message = message.lines().next().unwrap_or_default();
-        lines.push(format!("widemap: failed: item {seq} `{item}`: {message}"));
-        if item.ends_with("\\r") {
+        lines.push(format!("widemap: failed: {item}: {message}"));
+        if item.ends_with("\\r`") {
             lines.push(
                 "  hint: the item ends in a carriage return: is the list from Windows? (tr -d '\\r')".to_owned(),
             );
@@ -59,24 +57,35 @@ pub(crate) fn lines(
         lines.push(format!("widemap: failed: and {more} more"));
     }
     if let Some(file) = failures_file.filter(|_| counts.failed > 0) {
-        lines.push(format!("widemap: all failures are in {}; only those again:", file.display()));
-        lines.push(format!("  {rerun}"));
+        let file = file.display();
+        match rerun {
+            Some(rerun) => {
+                lines.push(format!("widemap: all failures are in {file}; only those again:"));
+                lines.push(format!("  {rerun}"));
+            }
+            None => lines.push(format!("widemap: all failures are in {file}")),
+        }
     }
     let not_run = counts.read.saturating_sub(counts.ok + counts.failed);
-    let mut sum = format!("widemap: {} items, {} failed", counts.read, counts.failed);
+    let mut sum = format!("widemap: {}, {} failed", plural(counts.read, "item"), counts.failed);
     if not_run > 0 {
         sum += &format!(", {not_run} not run");
     }
     sum += &format!(
-        ", {} retried; {} workers, {} lost; {} speculative wins; {:.2} s",
+        ", {} retried; {}, {} lost; {} speculative wins; {:.2} s",
         counts.retried,
-        counts.workers,
+        plural(counts.workers as u64, "worker"),
         counts.workers_lost,
         counts.speculative_wins,
         elapsed.as_secs_f64()
     );
     lines.push(sum);
     lines
+}
+
+/// A number of things.
+pub(crate) fn plural(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -87,12 +96,12 @@ mod tests {
     fn the_last_line_sums_up_and_failures_are_named_before_it() {
         let counts = Counts { read: 10, ok: 8, failed: 1, workers: 2, ..Counts::default() };
         let failure = NamedFailure {
-            seq: 3,
-            item: "x\\r".into(),
+            item: "item 3 `x\\r`".into(),
             message: "exited with status 1\nmore".into(),
         };
         let file = Path::new("f.jsonl");
-        let lines = lines(&counts, &[failure], Some(file), "again", Duration::from_millis(1500));
+        let lines =
+            lines(&counts, &[failure], Some(file), Some("again"), Duration::from_millis(1500));
         assert_eq!(lines[0], "widemap: failed: item 3 `x\\r`: exited with status 1");
         assert!(lines[1].contains("carriage return"));
         assert_eq!(lines[2], "widemap: all failures are in f.jsonl; only those again:");

@@ -15,7 +15,7 @@ use widemap_common::template::Template;
 use widemap_sched::event::JobPolicy;
 
 use super::options::{MapArgs, Speculate};
-use super::{Format, complain};
+use super::{Format, complain, rerun};
 use crate::data::{BlockRule, Source};
 use crate::driver::{self, Ending, Outcome, Plan, Results};
 use crate::embedded::Spawner;
@@ -23,9 +23,9 @@ use crate::error::MapError;
 use crate::{exit, logging, places, summary};
 
 /// Runs `widemap map`.
-pub(crate) fn run(args: MapArgs, lists: Vec<Vec<OsString>>) -> ExitCode {
+pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<Vec<OsString>>) -> ExitCode {
     let quiet = args.quiet;
-    let rerun = rerun(&args);
+    let rerun = if args.pipe { None } else { Some(rerun::command(words, &args.command)) };
     let begun = Instant::now();
     let outcome = plan(args, lists).and_then(|(plan, spawner)| driver::run(plan, spawner));
     let outcome = match outcome {
@@ -35,11 +35,11 @@ pub(crate) fn run(args: MapArgs, lists: Vec<Vec<OsString>>) -> ExitCode {
             return ExitCode::from(error.status());
         }
     };
-    say(&outcome, quiet, &rerun, begun);
+    say(&outcome, quiet, rerun.as_deref(), begun);
     ExitCode::from(status(&outcome))
 }
 
-fn say(outcome: &Outcome, quiet: bool, rerun: &str, begun: Instant) {
+fn say(outcome: &Outcome, quiet: bool, rerun: Option<&str>, begun: Instant) {
     let hushed = quiet && outcome.counts.failed == 0;
     if let Some(error) = &outcome.error {
         complain(error, error.hint());
@@ -51,8 +51,9 @@ fn say(outcome: &Outcome, quiet: bool, rerun: &str, begun: Instant) {
         return;
     }
     let file = outcome.failures_file.as_deref();
-    let rerun = file.map_or_else(String::new, |file| rerun.replace("FAILURES", &quoted(file)));
-    for line in summary::lines(&outcome.counts, &outcome.failures, file, &rerun, begun.elapsed()) {
+    let rerun = file.and_then(|file| Some(rerun?.replace(rerun::FAILURES, &rerun::quoted(file))));
+    let rerun = rerun.as_deref();
+    for line in summary::lines(&outcome.counts, &outcome.failures, file, rerun, begun.elapsed()) {
         eprintln!("{line}");
     }
 }
@@ -79,6 +80,7 @@ fn plan(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<(Plan, Option<Spawne
     let framing = Framing::Separator(if args.null { 0 } else { b'\n' });
     let (source, framing) = source(&args, lists, framing)?;
     let spec = spec(&args, framing)?;
+    distinct(&args)?;
     let (sources, local) = whereabouts(&args)?;
     let blocks = match (args.pipe, args.block) {
         (false, _) => BlockRule::ItemWise,
@@ -103,7 +105,7 @@ fn plan(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<(Plan, Option<Spawne
         wait: args.wait_workers,
         timers: args.place.timers,
         results: Results {
-            output: args.output,
+            output: args.output.filter(|path| !is_stdout(path)),
             json: args.format == Format::Json,
             unordered: args.unordered,
             failures: args.failures,
@@ -166,6 +168,7 @@ fn items(items: Vec<Vec<u8>>, pipe: bool, framing: Framing) -> Result<(Source, F
 fn spec(args: &MapArgs, framing: Framing) -> Result<JobSpec, MapError> {
     let argv: Vec<Vec<u8>> = args.command.iter().map(|word| word.as_bytes().to_vec()).collect();
     let function = match (&args.builtin, argv.is_empty()) {
+        (None, _) if args.shell => Function::Exec { argv: shell_line(&argv)? },
         (None, true) => return Err(MapError::NoFunction),
         (Some(_), false) => {
             return Err(MapError::TwoFunctions(args.command[0].to_string_lossy().into_owned()));
@@ -187,6 +190,48 @@ fn spec(args: &MapArgs, framing: Framing) -> Result<JobSpec, MapError> {
         max_output: args.max_output,
         per_item: args.format == Format::Json,
     })
+}
+
+/// A shell line as a command: the shell takes what the placeholders stand for as its parameters, so
+/// that no byte of an item means anything to it.
+fn shell_line(argv: &[Vec<u8>]) -> Result<Vec<Template>, MapError> {
+    let line = match argv {
+        [] => return Ok([b"/bin/sh".as_slice(), b"-c", b"{}"].map(Template::parse).to_vec()),
+        [line] => line,
+        _ => return Err(flag("--shell", "the command line is one word: put it in quotes")),
+    };
+    let (line, parameters) = Template::shell_line(line);
+    let mut templates = vec![Template::literal(b"/bin/sh"), Template::literal(b"-c")];
+    templates.extend([Template::literal(&line), Template::literal(b"sh")]);
+    templates.extend(parameters);
+    Ok(templates)
+}
+
+/// What is written to is neither read from nor written to twice.
+fn distinct(args: &MapArgs) -> Result<(), MapError> {
+    let read = [("-a", &args.input), ("--from-failures", &args.from_failures)];
+    let written =
+        [("--output", &args.output), ("--failures", &args.failures), ("--receipt", &args.receipt)];
+    let identity =
+        |path: &PathBuf| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
+    let named = |(name, path): &(&'static str, &Option<PathBuf>)| {
+        let path = path.as_ref()?;
+        // A device or a pipe is not overwritten.
+        let special = std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+        (!special && !is_stdout(path)).then_some((*name, identity(path)?))
+    };
+    let files: Vec<_> = read.iter().chain(&written).filter_map(named).collect();
+    for (index, (name, path)) in files.iter().enumerate() {
+        if let Some((other, _)) = files[index + 1..].iter().find(|(_, other)| other == path) {
+            return Err(MapError::SameFile(name, other));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file of `--output` is standard output by another name.
+fn is_stdout(path: &Path) -> bool {
+    ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, MapError> {
@@ -241,31 +286,4 @@ fn whereabouts(args: &MapArgs) -> Result<(Vec<places::Source>, Option<u32>), Map
         (_, None) => slots,
     });
     Ok((sources, slots))
-}
-
-/// The command that runs only what failed again.
-fn rerun(args: &MapArgs) -> String {
-    let mut words = vec!["widemap map --from-failures FAILURES".to_owned()];
-    let option = |name: &str, value: &str| format!("{name} {value}");
-    words.extend(args.place.worker.iter().map(|worker| option("--worker", worker)));
-    words.extend(args.place.workers_file.iter().map(|p| option("--workers-file", &quoted(p))));
-    words.extend(args.place.local.map(|slots| format!("--local {slots}")));
-    words.extend(args.timeout.map(|timeout| format!("--timeout {}ms", timeout.as_millis())));
-    words.extend(args.builtin.as_ref().map(|name| option("--builtin", name)));
-    words.extend(args.pipe.then(|| "--pipe".to_owned()));
-    if !args.command.is_empty() {
-        words.push("--".to_owned());
-        words.extend(args.command.iter().map(|word| quoted(Path::new(word))));
-    }
-    words.join(" ")
-}
-
-/// A word as a shell reads it back.
-fn quoted(word: &Path) -> String {
-    let text = word.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,{}#".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.into_owned(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
-    }
 }

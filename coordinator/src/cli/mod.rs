@@ -4,6 +4,7 @@ mod again;
 mod argv;
 mod map;
 mod options;
+mod rerun;
 mod workers;
 
 use std::ffi::OsString;
@@ -35,8 +36,14 @@ enum Command {
 
 /// Reads the command line, does what it says, and returns the exit status.
 pub(crate) fn run(argv: &[OsString]) -> ExitCode {
-    let (argv, lists) = argv::cut(argv);
-    let cli = match Cli::try_parse_from(argv) {
+    let argv::Pieces { words, lists } = match argv::cut(argv) {
+        Ok(pieces) => pieces,
+        Err(error) => {
+            complain(&error, error.hint());
+            return ExitCode::from(error.status());
+        }
+    };
+    let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(error) => {
             // If the terminal is gone, there is nobody to tell.
@@ -45,7 +52,7 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
         }
     };
     match cli.command {
-        Some(Command::Map(args)) => map::run(*args, lists),
+        Some(Command::Map(args)) => map::run(*args, &words, lists),
         Some(Command::Workers(args)) => workers::run(&args),
         None => {
             eprint!("{}", Cli::command().render_help());

@@ -45,12 +45,16 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "NAME", help_heading = WHAT)]
     pub(crate) builtin: Option<String>,
 
+    /// COMMAND is one word for /bin/sh -c, placeholders quoted; without it each item is a command line
+    #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "pipe"])]
+    pub(crate) shell: bool,
+
     /// Run the command once for each block of lines, on its standard input
     #[arg(long, help_heading = WHAT, conflicts_with = "builtin")]
     pub(crate) pipe: bool,
 
     /// The size of a block [default: grows from 64K to 8M]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = WHAT)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_block, help_heading = WHAT)]
     #[arg(requires = "pipe")]
     pub(crate) block: Option<u64>,
 
@@ -102,7 +106,7 @@ pub(crate) struct MapArgs {
     pub(crate) retries: u32,
 
     /// End an item (with --pipe: a block) that takes longer
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = HOW)]
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout, help_heading = HOW)]
     pub(crate) timeout: Option<Duration>,
 
     /// Worker deaths that one item may cause before it counts as the cause
@@ -149,6 +153,18 @@ pub(crate) struct MapArgs {
     /// Show no progress on the terminal
     #[arg(long, help_heading = OUT)]
     pub(crate) no_progress: bool,
+
+    /// Accepted without effect, as for GNU parallel: results keep the order anyway
+    #[arg(short = 'k', long, hide = true)]
+    pub(crate) keep_order: bool,
+
+    /// Accepted without effect, as for GNU parallel: progress is shown anyway
+    #[arg(long, hide = true)]
+    pub(crate) bar: bool,
+
+    /// Accepted without effect, as for GNU parallel: progress is shown anyway
+    #[arg(long, hide = true)]
+    pub(crate) eta: bool,
 
     /// Accepted results that wait in memory for an earlier one
     #[arg(long, value_name = "SIZE", value_parser = parse_size, hide = true)]
@@ -277,6 +293,24 @@ fn parse_wait(text: &str) -> Result<Wait, widemap_common::units::UnitError> {
     match text {
         "never" => Ok(Wait::Forever),
         _ => parse_duration(text).map(Wait::For),
+    }
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(Duration::ZERO) => {
+            Err("it is longer than nothing (leave it out for no limit)".to_owned())
+        }
+        other => other.map_err(|error| error.to_string()),
+    }
+}
+
+fn parse_block(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(bytes) if bytes == 0 || bytes > limits::ITEM_BYTES_MAX as u64 => {
+            Err("a block has from 1 byte to 1G".to_owned())
+        }
+        other => other.map_err(|error| error.to_string()),
     }
 }
 

@@ -130,7 +130,8 @@ async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
             () = &mut limit => break,
             Some(suggestion) = suggestions.recv() => {
                 heard += 1;
-                fleet.follow(suggestion);
+                // Nothing runs that could be given less.
+                let _ = fleet.follow(suggestion);
             }
             Some(event) = news.recv() => {
                 let mut events = Vec::new();

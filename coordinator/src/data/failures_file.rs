@@ -1,9 +1,9 @@
 //! The failures file: one JSON line for each item that failed, in the order of the items.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use super::outlet::Outlet;
+use super::output_file::OutputFile;
 use super::sink::SinkError;
 
 /// Where failed items are written.
@@ -11,6 +11,9 @@ pub struct FailuresFile {
     path: PathBuf,
     /// `None` until there is a failure, for a file that nobody asked for by name.
     outlet: Option<Outlet>,
+    output: Option<OutputFile>,
+    is_named: bool,
+    is_kept: bool,
 }
 
 impl FailuresFile {
@@ -19,7 +22,7 @@ impl FailuresFile {
     /// # Errors
     /// [`SinkError::Write`] if it can not be made.
     pub fn create(path: PathBuf) -> Result<Self, SinkError> {
-        let mut failures = Self::at_first_failure(path);
+        let mut failures = Self { is_named: true, ..Self::at_first_failure(path) };
         failures.open()?;
         Ok(failures)
     }
@@ -27,18 +30,34 @@ impl FailuresFile {
     /// Makes the file when there is something to write in it, with its directory.
     #[must_use]
     pub fn at_first_failure(path: PathBuf) -> Self {
-        Self { path, outlet: None }
+        Self { path, outlet: None, output: None, is_named: false, is_kept: true }
     }
 
     pub(super) fn write(&mut self, line: &[u8]) -> Result<(), SinkError> {
-        if self.outlet.is_none() {
-            if let Some(directory) = self.path.parent() {
-                std::fs::create_dir_all(directory).map_err(|source| self.error(source))?;
-            }
-            self.open()?;
+        if !self.is_kept {
+            return Ok(());
+        }
+        if self.outlet.is_none()
+            && let Err(error) = self.open_with_directory()
+        {
+            // A file that nobody asked for is no reason to end a job.
+            self.is_kept = false;
+            return if self.is_named { Err(error) } else { Ok(()) };
         }
         let outlet = self.outlet.as_mut().expect("it was just opened");
         outlet.write(line).map_err(|source| error(&self.path, source))
+    }
+
+    /// Whether everything that was written is in the file.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
+    fn open_with_directory(&mut self) -> Result<(), SinkError> {
+        if let Some(directory) = self.path.parent() {
+            std::fs::create_dir_all(directory).map_err(|source| self.error(source))?;
+        }
+        self.open()
     }
 
     pub(super) fn is_flushed(&self) -> bool {
@@ -50,9 +69,20 @@ impl FailuresFile {
         outlet.flush().map_err(|source| error(&self.path, source))
     }
 
+    /// Puts the file in its place: until then what was there before is untouched.
+    pub(super) fn finish(&mut self) -> Result<(), SinkError> {
+        self.flush()?;
+        self.outlet = None;
+        let placed = self.output.take().map_or(Ok(()), OutputFile::commit);
+        placed.map_err(|error| self.error(std::io::Error::other(error)))
+    }
+
     fn open(&mut self) -> Result<(), SinkError> {
-        let file = File::create(&self.path).map_err(|source| self.error(source))?;
+        let output = OutputFile::create(&self.path);
+        let output = output.map_err(|error| self.error(std::io::Error::other(error)))?;
+        let file = output.file().try_clone().map_err(|source| self.error(source))?;
         self.outlet = Some(Outlet::new(file, false));
+        self.output = Some(output);
         Ok(())
     }
 

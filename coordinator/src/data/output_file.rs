@@ -103,6 +103,16 @@ impl OutputFile {
         Ok(Self { path, state: State::Partial(temporary) })
     }
 
+    /// Writes all of a small file and puts it in its place.
+    ///
+    /// # Errors
+    /// As [`OutputFile::commit`], and if it cannot be written.
+    pub fn write_whole(self, bytes: &[u8]) -> Result<(), OutputFileError> {
+        let failed = |source| OutputFileError::Write { path: self.path.clone(), source };
+        io::Write::write_all(&mut self.file(), bytes).map_err(failed)?;
+        self.commit()
+    }
+
     /// Puts the output in its place, durably.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use widemap_common::limits::ITEM_CHARS_SHOWN;
+use widemap_common::limits::{ITEM_CHARS_SHOWN, STDERR_LINES_SHOWN};
 
 /// An item as lines for people show it: cut to [`ITEM_CHARS_SHOWN`] characters, and escaped.
 #[must_use]
@@ -26,8 +26,9 @@ pub fn stderr_lines(seq: u64, item: &[u8], stderr: &[u8], is_cut: bool) -> Strin
     let text = String::from_utf8_lossy(stderr);
     let mut shown = String::new();
     let item = item_shown(item);
-    for (index, line) in text.lines().enumerate() {
-        let cut = if is_cut && index == 0 { "…" } else { "" };
+    let skipped = text.lines().count().saturating_sub(STDERR_LINES_SHOWN);
+    for (index, line) in text.lines().skip(skipped).enumerate() {
+        let cut = if (is_cut || skipped > 0) && index == 0 { "…" } else { "" };
         write!(shown, "[{seq} {item}] {cut}").expect("a string takes all");
         push_escaped(&mut shown, line.chars());
         shown.push('\n');

@@ -104,7 +104,12 @@ mod tests {
             per_item: false,
         };
         let items = ItemCounts { read: 3, ok: 2, failed: 1, not_run: 0 };
-        let sink = SinkReport { output_bytes: 9, output_blake3: Some("abc".into()), failures: 1 };
+        let sink = SinkReport {
+            output_bytes: 9,
+            output_blake3: Some("abc".into()),
+            failures: 1,
+            failures_kept: true,
+        };
         let json = receipt_json(&spec, items, &sink, 1.5);
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["spec"]["argv"][0], "square");

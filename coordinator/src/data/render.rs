@@ -69,10 +69,12 @@ impl Renderer {
 
     pub(super) fn finish(&mut self) -> Result<SinkReport, SinkError> {
         self.flush()?;
+        self.failures.as_mut().map_or(Ok(()), FailuresFile::finish)?;
         Ok(SinkReport {
             output_bytes: self.output_bytes,
             output_blake3: self.outlet.hash().map(|hash| hash.to_hex().to_string()),
             failures: self.failure_lines,
+            failures_kept: self.failures.as_ref().is_some_and(FailuresFile::is_kept),
         })
     }
 

@@ -101,6 +101,8 @@ pub struct SinkReport {
     pub output_blake3: Option<String>,
     /// Lines of the failures file.
     pub failures: u64,
+    /// Whether the failures file has them: one that nobody named may not be writable.
+    pub failures_kept: bool,
 }
 
 impl SinkTarget {

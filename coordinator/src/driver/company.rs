@@ -3,6 +3,8 @@
 use super::fleet::LinkStatus;
 use super::{Driver, INTRODUCTION};
 use crate::error::MapError;
+use crate::session::HERE;
+use crate::summary::plural;
 use widemap_common::time::Time;
 
 impl Driver {
@@ -24,7 +26,8 @@ impl Driver {
             }
             _ => {}
         }
-        let answered = self.all_answered();
+        let nowhere = self.fleet.places().next().is_none();
+        let answered = self.all_answered() || (nowhere && self.now >= Time::ZERO + INTRODUCTION);
         if answered || self.now >= Time::ZERO + INTRODUCTION {
             self.introduce();
         }
@@ -33,7 +36,12 @@ impl Driver {
             self.alone_since = None;
             self.fail(MapError::Unusable { refusals });
         } else if self.alone_since.is_some() && answered && !self.end.cancelled {
-            self.say_waiting();
+            if !nowhere && self.fleet.places().all(|(place, ..)| place == HERE) {
+                // Nobody else can come.
+                self.give_up();
+            } else {
+                self.say_waiting();
+            }
         }
     }
 
@@ -119,8 +127,4 @@ impl Driver {
             LinkStatus::Refused(reason) => reason.clone(),
         }
     }
-}
-
-fn plural(count: u64, word: &str) -> String {
-    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }

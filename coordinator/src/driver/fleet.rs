@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use widemap_common::ids::{Incarnation, JobId, WorkerId};
 use widemap_common::limits::WORKERS_MAX;
 use widemap_common::time::{Time, Timers};
-use widemap_proto::session::{CoordinatorHello, Report, WorkerHello};
+use widemap_proto::session::{CoordinatorHello, Credit, Report, WorkerHello};
 use widemap_sched::event::{DeathProof, Event, WorkerTraits};
 
 use crate::places::Suggestion;
@@ -62,6 +62,8 @@ pub(crate) struct Worker {
     pub(crate) state: WorkerState,
     /// Where it was reached last.
     pub(crate) link: LinkId,
+    /// What it may be given, as it said last.
+    pub(crate) credit: Credit,
     /// Jobs that it was told of.
     pub(crate) jobs: BTreeSet<JobId>,
     /// Output bytes received on this stream.
@@ -137,7 +139,9 @@ impl Fleet {
 
     /// Follows a source: dials what is new in it; what no source names any more is let go once no
     /// worker is attached there.
-    pub(crate) fn follow(&mut self, suggestion: Suggestion) {
+    /// Returns the credit of the workers for which it has changed: nothing where no source names them.
+    pub(crate) fn follow(&mut self, suggestion: Suggestion) -> Vec<(WorkerId, Credit)> {
+        let before = self.named();
         let Suggestion { source, addresses, trouble } = suggestion;
         match trouble {
             Some(trouble) => self.troubles.insert(source.clone(), trouble),
@@ -164,6 +168,28 @@ impl Fleet {
             }
         }
         self.let_go();
+        let after = self.named();
+        let changed = after.symmetric_difference(&before);
+        changed.map(|&worker| (worker, self.credit(worker))).collect()
+    }
+
+    /// Attached workers that a source names.
+    fn named(&self) -> BTreeSet<WorkerId> {
+        let named = |state: &LinkState| match state.status {
+            LinkStatus::Attached(worker) if !state.sources.is_empty() => Some(worker),
+            _ => None,
+        };
+        self.links.values().filter_map(named).collect()
+    }
+
+    /// What a worker may be given: nothing once no source names it.
+    pub(crate) fn credit(&self, worker: WorkerId) -> Credit {
+        let Some(entry) = self.workers.get(&worker) else { return Credit { slots: 0, queue: 0 } };
+        let is_named = self.links.get(&entry.link).is_some_and(|link| !link.sources.is_empty());
+        match is_named {
+            true => Credit { slots: self.slots(entry.credit.slots), ..entry.credit },
+            false => Credit { slots: 0, queue: 0 },
+        }
     }
 
     /// Ends links that nobody names and through which no worker lives.
@@ -455,10 +481,12 @@ impl Worker {
     }
 
     fn new(hello: WorkerHello, link: LinkId) -> Self {
+        let credit = Credit { slots: hello.slots, queue: 0 };
         Self {
             hello,
             state: WorkerState::Attached,
             link,
+            credit,
             jobs: BTreeSet::new(),
             received_total: 0,
             granted_total: 0,

@@ -2,8 +2,8 @@
 
 use widemap_common::ids::WorkerId;
 use widemap_common::limits::PART_BYTES_MAX;
-use widemap_proto::session::{Done, HeldAttempt, Order, Part, Report, WorkerHello};
-use widemap_sched::event::{Event, ItemFault};
+use widemap_proto::session::{Credit, Done, HeldAttempt, Order, Part, Report, WorkerHello};
+use widemap_sched::event::{DeathProof, Event, ItemFault};
 
 use super::fleet::{Attachment, WorkerState};
 use super::{Driver, THE_JOB};
@@ -79,7 +79,9 @@ impl Driver {
     /// Says so at once if a worker does not fit the job: the scheduler never asks it.
     fn meet(&mut self, worker: WorkerId) {
         let Some(entry) = self.fleet.worker(worker) else { return };
-        if let Some(reason) = self.job.meet(worker, &entry.hello) {
+        if let Some(reason) = self.job.meet(worker, &entry.hello)
+            && self.fleet.places().count() > 1
+        {
             self.notices.say(&format!("worker {} is set aside: {reason}", entry.hello.name));
         }
     }
@@ -126,7 +128,8 @@ impl Driver {
             }
         }
         self.drop_attempts(worker, &kept);
-        if !self.job.has_answered(worker) {
+        if !self.job.has_refused(worker) {
+            // It may have forgotten the job, if its own lease ended first. To open it again is no harm.
             self.open_job(worker);
         }
         self.events.push_back(Event::WorkerBack { worker, held: kept });
@@ -148,8 +151,12 @@ impl Driver {
     /// A dead worker's attempts are nobody's.
     pub(super) fn note_deaths(&mut self, events: &[Event]) {
         for event in events {
-            if let Event::WorkerDead { worker, .. } = event {
+            if let Event::WorkerDead { worker, proof } = event {
                 self.drop_attempts(*worker, &[]);
+                if *proof != DeathProof::Drained && !self.end.cancelled {
+                    let name = self.fleet.name(*worker).to_owned();
+                    self.notices.say(&format!("worker {name} is lost; what it had runs elsewhere"));
+                }
             }
         }
     }
@@ -159,17 +166,19 @@ impl Driver {
             Report::Done(done) => return self.done(worker, &done),
             Report::Output(part) => return self.output(worker, &part),
             Report::Credit(credit) => {
-                let slots = self.fleet.slots(credit.slots);
-                Event::WorkerCredit { worker, slots, queue: credit.queue }
+                if let Some(entry) = self.fleet.worker_mut(worker) {
+                    entry.credit = credit;
+                }
+                let Credit { slots, queue } = self.fleet.credit(worker);
+                Event::WorkerCredit { worker, slots, queue }
             }
-            Report::JobReady(job) => {
-                self.job.answered(worker);
-                Event::JobReady { worker, job }
-            }
+            Report::JobReady(job) => Event::JobReady { worker, job },
             Report::JobRefused(job, refusal) => {
                 let name = self.fleet.name(worker).to_owned();
                 self.job.refused(worker, &name, &refusal);
-                self.notices.say(&format!("worker {name} is set aside: {}", refusal.message));
+                if self.fleet.places().count() > 1 {
+                    self.notices.say(&format!("worker {name} is set aside: {}", refusal.message));
+                }
                 Event::JobRefused { worker, job }
             }
             Report::Revoked(attempt) => {

@@ -1,7 +1,7 @@
 //! The job of a map as the driver keeps it: its input, what is held of it, its results on their way
 //! to the output, and what must be said of it at the end.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,7 @@ pub(super) struct Job {
     private: bool,
     results: Results,
     output: Option<OutputFile>,
+    receipt: Option<OutputFile>,
     failures_file: PathBuf,
     input: Input,
     held: HeldInput,
@@ -49,9 +50,7 @@ pub(super) struct Job {
     delivered: Option<Result<data::SinkReport, data::SinkError>>,
     /// The attempt whose end is being judged.
     judged: Option<Judged>,
-    answered: BTreeSet<WorkerId>,
     refusals: BTreeMap<WorkerId, Refused>,
-    workers: BTreeSet<String>,
     urged: Option<(AttemptId, u64)>,
     counts: Counts,
     failures: Vec<NamedFailure>,
@@ -88,6 +87,8 @@ impl Job {
         let Plan { spec, policy, results, blocks, .. } = plan;
         let shape = shape(&spec, blocks);
         let output = results.output.as_deref().map(OutputFile::create).transpose()?;
+        let receipt = results.receipt.as_deref().map(OutputFile::create).transpose();
+        let receipt = receipt.map_err(MapError::Receipt)?;
         let failures_file = results.failures.clone().unwrap_or_else(failures_path);
         let failures = match results.failures.is_some() {
             true => FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?,
@@ -124,6 +125,7 @@ impl Job {
             private: plan.private,
             results,
             output,
+            receipt,
             failures_file,
             input,
             held,
@@ -137,9 +139,7 @@ impl Job {
             closed: false,
             delivered: None,
             judged: None,
-            answered: BTreeSet::new(),
             refusals: BTreeMap::new(),
-            workers: BTreeSet::new(),
             urged: None,
             counts: Counts::default(),
             failures: Vec::new(),
@@ -280,9 +280,6 @@ impl Job {
 
     /// Some items of the attempt that is judged are final.
     pub(super) fn accept(&mut self, attempt: AttemptId, range: ItemRange, worker: &str, runs: u32) {
-        if !self.workers.contains(worker) {
-            self.workers.insert(worker.to_owned());
-        }
         let judged = self.judged.as_mut().filter(|judged| judged.attempt == attempt);
         let judged = judged.expect("an accept follows the end of its attempt");
         match &mut judged.told {
@@ -350,11 +347,11 @@ impl Job {
             };
             let record = record(own, item);
             if self.failures.len() < SUMMARY_FAILURES {
-                self.failures.push(NamedFailure {
-                    seq: own.first + 1,
-                    item: data::item_shown(&record.item),
-                    message: record.message.clone(),
-                });
+                let item = match self.shape.is_block_wise {
+                    true => format!("block of items {} to {}", own.first + 1, own.end()),
+                    false => format!("item {} `{}`", own.first + 1, data::item_shown(&record.item)),
+                };
+                self.failures.push(NamedFailure { item, message: record.message.clone() });
             }
             self.merge.fail(Box::new(record));
         }
@@ -437,14 +434,8 @@ impl Job {
 
     // ---- Workers ----
 
-    /// A worker can run the job.
-    pub(super) fn answered(&mut self, worker: WorkerId) {
-        self.answered.insert(worker);
-    }
-
     /// A worker cannot run the job.
     pub(super) fn refused(&mut self, worker: WorkerId, name: &str, refusal: &Refusal) {
-        self.answered.insert(worker);
         let message = format!("{name}: {}", refusal.message);
         self.refusals.insert(worker, Refused { message, unable: true });
     }
@@ -466,11 +457,6 @@ impl Job {
         let named = format!("{}: {message}", hello.name);
         self.refusals.insert(worker, Refused { message: named, unable });
         Some(message)
-    }
-
-    /// Whether a worker has said if it can run the job.
-    pub(super) fn has_answered(&self, worker: WorkerId) -> bool {
-        self.answered.contains(&worker)
     }
 
     /// Whether a worker cannot run the job.
@@ -510,6 +496,7 @@ impl Job {
         elapsed: Duration,
     ) -> Outcome {
         let counts = Counts {
+            workers: lost.workers,
             workers_lost: lost.workers_lost,
             speculative_wins: lost.speculative_wins,
             ..self.counts()
@@ -532,9 +519,10 @@ impl Job {
         }
         let complete = error.is_none() && ending == Ending::Complete;
         let placed = self.place_output(complete);
-        let receipt = delivered
-            .and_then(Result::ok)
-            .map_or(Ok(()), |report| self.write_receipt(items, &report, elapsed));
+        let delivered = delivered.and_then(Result::ok);
+        let told = delivered.as_ref().is_some_and(|report| report.failures_kept);
+        let receipt =
+            delivered.map_or(Ok(()), |report| self.write_receipt(items, &report, elapsed));
         let mut advice = None;
         match placed.and_then(|partial| receipt.map(|()| partial)) {
             Ok(partial) => advice = self.advice(ending, partial, items),
@@ -544,7 +532,8 @@ impl Job {
         }
         Outcome {
             ending,
-            failures_file: (counts.failed > 0).then_some(self.failures_file),
+            // What could not be written is not told of.
+            failures_file: (counts.failed > 0 && told).then_some(self.failures_file),
             failures: self.failures,
             counts,
             advice,
@@ -566,15 +555,14 @@ impl Job {
     }
 
     fn write_receipt(
-        &self,
+        &mut self,
         items: ItemCounts,
         report: &data::SinkReport,
         elapsed: Duration,
     ) -> Result<(), MapError> {
-        let Some(path) = &self.results.receipt else { return Ok(()) };
+        let Some(receipt) = self.receipt.take() else { return Ok(()) };
         let json = data::receipt_json(&self.spec, items, report, elapsed.as_secs_f64());
-        std::fs::write(path, json)
-            .map_err(|source| MapError::SideFile { path: path.clone(), source })
+        receipt.write_whole(json.as_bytes()).map_err(MapError::Receipt)
     }
 
     /// How to go on after a map that was stopped.
@@ -585,17 +573,20 @@ impl Job {
         items: ItemCounts,
     ) -> Option<String> {
         let kept = partial.map(|path| format!("what there is was kept as {}", path.display()));
-        if !matches!(ending, Ending::Signal(_)) {
+        if items.not_run == 0 || ending == Ending::ReaderGone {
             return kept;
         }
         let done = self.merge.next_item();
-        let rest = match self.results.unordered {
-            true => "run it again".to_owned(),
-            false => format!(
-                "the output has the first {done} of {} items; to go on, map the list from item {} on \
-                 (tail -n +{}) and append the output",
+        let rest = match (self.results.unordered, done) {
+            (true, _) => {
+                "to go on, run it again: the output does not tell what is missing".to_owned()
+            }
+            (false, 0) if !matches!(ending, Ending::Signal(_)) => return kept,
+            (false, 0) => "to go on, run it again: nothing of the output was written".to_owned(),
+            (false, done) => format!(
+                "the output has the first {done} of {} items; to go on, map the items from number {} \
+                 on and append the output",
                 items.read,
-                done + 1,
                 done + 1
             ),
         };
@@ -611,13 +602,15 @@ impl Job {
     pub(super) fn counts(&self) -> Counts {
         let read = self.input.cut_items()
             + if self.shape.is_block_wise { 0 } else { self.input.level().ready_items };
-        Counts { read, workers: self.workers.len(), ..self.counts.clone() }
+        Counts { read, ..self.counts.clone() }
     }
 }
 
 /// What only the scheduler counts.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Lost {
+    /// Workers that were ever attached.
+    pub(super) workers: usize,
     /// Workers that were lost while they had attempts.
     pub(super) workers_lost: u64,
     /// Speculative attempts that came in first.

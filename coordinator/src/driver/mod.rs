@@ -22,7 +22,7 @@ use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, ItemRange, JobId, Wor
 use widemap_common::limits::DRIVER_QUEUE;
 use widemap_common::time::Time;
 use widemap_proto::VERSION;
-use widemap_proto::session::CoordinatorHello;
+use widemap_proto::session::{CoordinatorHello, Credit};
 use widemap_sched::event::{Action, Event};
 use widemap_sched::{Scheduler, SchedulerConfig};
 
@@ -215,7 +215,7 @@ impl Driver {
             self.now = Time(u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX));
             match wake {
                 Wake::News => news.drain(..).for_each(|event| self.hear(event)),
-                Wake::Suggestion(suggestion) => self.fleet.follow(suggestion),
+                Wake::Suggestion(suggestion) => self.suggested(suggestion),
                 Wake::Progress => {}
                 Wake::Deadline => self.deadline(),
                 Wake::Draw => self.notices.draw(self.shown()),
@@ -335,10 +335,26 @@ impl Driver {
         self.events.extend(events);
         self.events.push_back(Event::Tick);
         if self.give_up_at().is_some_and(|at| at <= self.now) && !self.end.cancelled {
-            let waited = self.alone_since.map(|since| self.now.since(since));
-            let places = self.describe_places();
-            self.alone_since = None;
-            self.fail(MapError::NoWorkers { waited, places });
+            self.give_up();
+        }
+    }
+
+    /// Ends a map that has no worker.
+    fn give_up(&mut self) {
+        let waited = self.alone_since.take().map(|since| self.now.since(since));
+        let waited = waited.filter(|&time| time >= INTRODUCTION);
+        let places = self.describe_places();
+        self.fail(MapError::NoWorkers { waited, places });
+    }
+
+    /// A source names other places than before: a worker that nobody names any more gets no new work.
+    fn suggested(&mut self, suggestion: Suggestion) {
+        if let Some(trouble) = &suggestion.trouble {
+            self.notices.say(&format!("{}: {trouble}", suggestion.source));
+        }
+        for (worker, credit) in self.fleet.follow(suggestion) {
+            let Credit { slots, queue } = credit;
+            self.events.push_back(Event::WorkerCredit { worker, slots, queue });
         }
     }
 
@@ -357,11 +373,17 @@ impl Driver {
     async fn close(mut self) -> Outcome {
         self.introduce();
         self.watchers.shutdown().await;
+        let workers = self.fleet.workers().count();
         let notices = &mut self.notices;
         let say = |name: &str, text: String| notices.line(format!("widemap: {name}: {text}"));
         self.fleet.close(&mut self.news, say).await;
         if let Some(embedded) = self.embedded.take() {
-            embedded.close().await;
+            // What still runs there has its grace; one more signal ends it at once.
+            tokio::select! {
+                () = embedded.close() => {}
+                _ = self.signals.interrupt.recv() => {}
+                _ = self.signals.terminate.recv() => {}
+            }
         }
         let ending = match self.end.signal {
             Some(signal) => Ending::Signal(signal),
@@ -369,6 +391,7 @@ impl Driver {
             None => Ending::Complete,
         };
         let lost = self.scheduler.counts(THE_JOB).map_or_else(Lost::default, |counts| Lost {
+            workers,
             workers_lost: counts.workers_lost,
             speculative_wins: counts.speculative_wins,
         });

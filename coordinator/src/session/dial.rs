@@ -12,6 +12,9 @@ use widemap_common::time::Timers;
 /// The HTTP/2 window of one connection: a few parts of payload on the way.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
+/// What the place of embedded workers is called.
+pub(crate) const HERE: &str = "this machine";
+
 /// Where a worker is.
 #[derive(Debug)]
 pub(crate) enum Dial {
@@ -48,7 +51,7 @@ impl Dial {
     pub(crate) fn shown(&self) -> String {
         match self {
             Self::Address(address) => address.clone(),
-            Self::Embedded(_) => "this machine".to_owned(),
+            Self::Embedded(_) => HERE.to_owned(),
         }
     }
 

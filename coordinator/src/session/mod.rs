@@ -6,6 +6,6 @@ mod dial;
 mod link;
 mod outbox;
 
-pub(crate) use dial::{Dial, DialError};
+pub(crate) use dial::{Dial, DialError, HERE};
 pub(crate) use link::{GOODBYE, Link, LinkEvent, LinkId, LinkNews, spawn};
 pub(crate) use outbox::Recalled;

@@ -19,7 +19,11 @@ fn usage() {
     fails(&["map", "--chunk", "0", "echo"], 2, &["--chunk"]);
     fails(&["map", "--timeout", "soon", "echo"], 2, &["`soon` is not a duration", "250ms"]);
     fails(&["map", "--worker", "a:b", "echo"], 2, &["`a:b` is not HOST"]);
-    fails(&["map", "-a", "x", "echo", ":::", "b"], 2, &["-a and from :::"]);
+    fails(
+        &["map", "-a", "x", "echo", ":::", "b"],
+        2,
+        &["from `-a` and from `:::`", "name one of them"],
+    );
     fails(&["map", "--env", "WIDEMAP_TEST_NOT_SET", "echo"], 2, &["is not set here"]);
 }
 
@@ -85,4 +89,28 @@ fn a_command_missing_on_one_worker_sets_it_aside_by_name() {
     assert_eq!(done.text(), "1\n2\n3\n");
     let only = ["map", "--worker", carl.address(), "--wait-workers", "1s", "echo"];
     fails(&only, 2, &["carl", "exec"]);
+}
+
+#[test]
+fn no_file_is_read_and_overwritten_by_the_same_map() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("list");
+    std::fs::write(&list, "1\n2\n").unwrap();
+    let path = list.to_str().unwrap();
+    fails(&["map", "-a", path, "--failures", path, "echo"], 2, &["-a and --failures"]);
+    fails(&["map", "-a", path, "--receipt", path, "echo"], 2, &["-a and --receipt"]);
+    assert_eq!(std::fs::read_to_string(&list).unwrap(), "1\n2\n");
+    let failures = dir.path().join("failures");
+    std::fs::write(&failures, "kept").unwrap();
+    let named = failures.to_str().unwrap();
+    fails(&["map", "--failures", named, "-a", "/no/such/list", "echo"], 2, &["/no/such/list"]);
+    assert_eq!(std::fs::read_to_string(&failures).unwrap(), "kept");
+}
+
+#[test]
+fn what_can_never_be_satisfied_here_is_not_waited_for() {
+    fails(&["map", "--local", "1", "--require", "gpu=1", "echo"], 3, &["no label gpu=1"]);
+    fails(&["map", "--receipt", "/no/such/dir/r", "echo"], 2, &["/no/such/dir"]);
+    fails(&["map", "echo", "::::", "list"], 2, &["`::::` is not supported yet"]);
+    fails(&["map", "--shell", "echo", "x"], 2, &["one word"]);
 }

@@ -177,3 +177,19 @@ fn an_item_that_kills_its_process_fails_alone() {
     assert_eq!(done.text(), want);
     assert!(done.stderr.contains("item 7 `7`: killed by signal 9"), "{}", done.stderr);
 }
+
+#[test]
+fn an_interrupted_item_has_its_grace_on_this_machine_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log").display().to_string();
+    let script = format!(
+        "trap 'sleep 0.2; echo cleaned >> {log}; exit 1' TERM; echo up >> {log}; sleep 82.5 & wait"
+    );
+    let map = widemap(&["map", "--local", "1", "--", "sh", "-c", &script, "sh"]);
+    let map = start(map, 1..=1);
+    eventually("the item runs", || lines_of(&log), |&lines| lines == 1);
+    kill_process(Pid::from_child(&map), Signal::INT).unwrap();
+    let (status, _, stderr) = finish(map);
+    assert_eq!(status, 130, "{stderr}");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "up\ncleaned\n");
+}

@@ -7,3 +7,4 @@ mod map;
 mod property;
 mod readme;
 mod results;
+mod simulation;

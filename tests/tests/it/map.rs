@@ -153,7 +153,7 @@ fn one_worker_under_two_addresses_is_one_worker() {
     let map = ["map", "--worker", ann.address(), "--worker", &other, "--", "echo"];
     let done = run(widemap(&map), b"1\n2\n3\n").exits(0);
     assert_eq!(done.text(), "1\n2\n3\n");
-    assert!(done.stderr.contains("1 workers, 0 lost"), "{}", done.stderr);
+    assert!(done.stderr.contains("1 worker, 0 lost"), "{}", done.stderr);
 }
 
 #[test]
@@ -170,4 +170,38 @@ fn the_directory_and_the_environment_are_what_was_asked_for() {
     let done = run(widemap(&map), b"1\n").exits(0);
     assert!(done.stderr.contains("1 file"), "{}", done.stderr);
     assert!(!std::path::Path::new(done.text().trim()).exists());
+}
+
+#[test]
+fn a_shell_line_gets_items_that_mean_nothing_to_it() {
+    let items = b"a b\n$(echo no)\n'\"`;|\\\n";
+    let done =
+        run(widemap(&["map", "--shell", "printf '<%s>\\n' {} | tr a-z A-Z"]), items).exits(0);
+    assert_eq!(done.text(), "<A B>\n<$(ECHO NO)>\n<'\"`;|\\>\n");
+    let lines = b"echo one | cat\nexit 0\n";
+    assert_eq!(run(widemap(&["map", "--shell"]), lines).exits(0).text(), "one\n");
+}
+
+#[test]
+fn a_worker_that_leaves_the_file_gets_no_new_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("workers");
+    let (ann, bob) = (WorkerProcess::start("ann", 1), WorkerProcess::start("bob", 1));
+    std::fs::write(&file, format!("{}\n{}\n", ann.address(), bob.address())).unwrap();
+    let log = dir.path().join("log").display().to_string();
+    let script = format!("echo $WIDEMAP_SEQ >> {log}; sleep 0.05");
+    let path = file.to_str().unwrap();
+    let map = ["map", "--workers-file", path, "--format", "json", "--", "sh", "-c", &script, "sh"];
+    let command = widemap(&map);
+    let input = numbers(120);
+    let done = std::thread::scope(|scope| {
+        let job = scope.spawn(|| run(command, &input));
+        let ran = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+        widemap_tests::eventually("some items have run", ran, |&count| count > 10);
+        std::fs::write(&file, format!("{}\n", ann.address())).unwrap();
+        job.join().unwrap()
+    })
+    .exits(0);
+    let by = |name: &str| done.text().matches(&format!("\"worker\":\"{name}\"")).count();
+    assert!(by("ann") > 2 * by("bob"), "ann {}, bob {}", by("ann"), by("bob"));
 }

@@ -1,9 +1,20 @@
 //! Ring 2, as stories and from seeds: the real scheduler on a simulated cluster.
 
-use widemap_tests::sim::run_seed;
+use std::time::Duration;
+
+use widemap_common::failure::FailureKind;
+use widemap_tests::sim::{Nature, Sim, chunk, gone, holds, lost, run_seed, settled, storage_full};
 
 /// Seeds of the ordinary run; `WIDEMAP_SIM_SEEDS` asks for more.
 const SEEDS: u64 = 300;
+
+fn square(number: u64) -> u64 {
+    number * number
+}
+
+fn squares(numbers: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+    numbers.map(square).collect()
+}
 
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
@@ -11,9 +22,9 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 #[test]
-fn seeds_of_trouble_end_as_a_sequential_run_would() {
+fn trouble_from_a_seed_ends_as_a_sequential_run_would() {
     if let Some(seed) = number("WIDEMAP_SIM_SEED") {
-        println!("{:?}", run_seed(seed, true));
+        println!("seed {seed}: {:?}", run_seed(seed, true));
         return;
     }
     let first = number("WIDEMAP_SIM_FIRST").unwrap_or(1);
@@ -21,4 +32,197 @@ fn seeds_of_trouble_end_as_a_sequential_run_would() {
     for seed in first..first + seeds {
         run_seed(seed, false);
     }
+}
+
+#[test]
+fn a_seed_is_the_same_run_each_time() {
+    for seed in [7, 79, 181] {
+        let (once, again) = (run_seed(seed, false), run_seed(seed, false));
+        assert_eq!((once.events, once.simulated), (again.events, again.simulated), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_killed_worker_costs_one_more_attempt_and_no_item() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(1);
+    let job = sim.map(square, 1..=6).chunk_size(2);
+    sim.until(holds("ann", chunk(0)));
+    sim.crash("ann");
+    sim.run_to_end();
+    assert_eq!(sim.output(job), [1, 4, 9, 16, 25, 36]);
+    assert_eq!(sim.attempts(job, chunk(0)), 2);
+    assert_eq!(sim.counts(job).workers_lost, 1);
+}
+
+#[test]
+fn a_cut_of_three_seconds_runs_nothing_again() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(2);
+    let job = sim.map(square, 1..=8).taking(Duration::from_secs(10)).chunk_size(1);
+    sim.until(holds("ann", chunk(0)));
+    sim.cut("ann", Duration::from_secs(3));
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=8));
+    assert!((0..8).all(|index| sim.attempts(job, chunk(index)) == 1));
+    assert_eq!(sim.counts(job).workers_lost, 0);
+}
+
+#[test]
+fn what_ends_during_a_cut_is_delivered_after_it() {
+    let mut sim = Sim::seeded(3).workers(["ann"]);
+    let job = sim.map(square, 1..=3).chunk_size(3);
+    sim.until(holds("ann", chunk(0)));
+    sim.cut("ann", Duration::from_secs(8));
+    sim.run_to_end();
+    assert_eq!(sim.output(job), [1, 4, 9]);
+    assert_eq!(sim.attempts(job, chunk(0)), 1);
+}
+
+#[test]
+fn a_lease_that_ends_gives_the_chunk_to_another_and_the_late_result_is_ignored() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]);
+    let job = sim.map(square, 1..=4).taking(Duration::from_secs(25)).chunk_size(1);
+    sim.until(holds("ann", chunk(0)));
+    sim.silence("ann", Duration::from_secs(90));
+    sim.until(lost(1));
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=4));
+    assert_eq!(sim.attempts(job, chunk(0)), 2);
+    assert!((0..4).all(|index| sim.failure(job, index + 1).is_none()));
+}
+
+#[test]
+fn a_worker_that_forgot_the_job_in_a_long_cut_is_told_of_it_again() {
+    let mut sim = Sim::seeded(1).workers(["ann"]);
+    let job = sim.map(square, 1..=40).chunk_size(1);
+    // The worker hears of the cut first, so that its lease ends while the coordinator's still runs.
+    for seconds in [19, 22, 25, 28, 31, 34] {
+        sim.silence("ann", Duration::from_secs(seconds));
+        sim.pass(Duration::from_secs(40));
+    }
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=40));
+}
+
+#[test]
+fn another_worker_at_the_same_address_proves_the_first_one_dead() {
+    let mut sim = Sim::seeded(7).workers(["ann"]);
+    let job = sim.map(square, 1..=4).chunk_size(1);
+    sim.until(holds("ann", chunk(1)));
+    sim.crash("ann");
+    sim.start("ann");
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=4));
+    assert_eq!(sim.counts(job).workers_lost, 1);
+    assert_eq!(sim.attempts(job, chunk(1)), 2);
+}
+
+#[test]
+fn a_result_delivered_twice_counts_once() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).results_twice();
+    let job = sim.map(square, 1..=20).adaptive();
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=20));
+    assert_eq!(sim.counts(job).accepted_items, 20);
+}
+
+#[test]
+fn a_worker_that_lies_about_lengths_is_refused_and_others_do_its_work() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]);
+    sim.lies("ann");
+    let job = sim.map(square, 1..=12).retries(2).chunk_size(1);
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=12));
+    assert!(sim.rejected(job) >= 1);
+}
+
+#[test]
+fn a_poison_item_is_convicted_within_its_deaths_and_all_others_succeed() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob", "cid"]).slots(2).restarting();
+    let job = sim.map(square, 1..=60).item(17, Nature::Poison).chunk_size(20);
+    sim.run_to_end();
+    assert_eq!(sim.failure(job, 17), Some(FailureKind::Crash));
+    assert_eq!(sim.kills(job, 17), 4);
+    let others: Vec<_> = (1..=60).filter(|&number| number != 17).map(square).collect();
+    assert_eq!(sim.output(job), others);
+}
+
+#[test]
+fn a_poison_item_at_the_head_of_a_full_store_is_convicted_too() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(2).restarting().reorder_bytes(16);
+    let job = sim.map(square, 1..=40).item(1, Nature::Poison).chunk_size(1);
+    sim.run_to_end();
+    assert_eq!(sim.failure(job, 1), Some(FailureKind::Crash));
+    assert_eq!(sim.output(job), squares(2..=40));
+}
+
+#[test]
+fn failing_items_fail_alone_and_flaky_ones_succeed() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(2);
+    let draft = sim.map(square, 1..=20).item(3, Nature::Fails).item(4, Nature::Flaky(1));
+    let job = draft.item(11, Nature::Permanent).chunk_size(5);
+    sim.run_to_end();
+    let failed: Vec<_> = (1..=20).filter(|&item| sim.failure(job, item).is_some()).collect();
+    assert_eq!(failed, [3, 11]);
+    assert_eq!(
+        sim.output(job),
+        (1..=20).filter(|n| !failed.contains(n)).map(square).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_block_is_never_split_and_its_failure_is_its_own() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]);
+    let job = sim.map(square, 1..=30).item(15, Nature::Fails).blocks_of(10);
+    sim.run_to_end();
+    let sum = |numbers: std::ops::RangeInclusive<u64>| numbers.map(square).sum::<u64>();
+    assert_eq!(sim.output(job), [sum(1..=10), sum(21..=30)]);
+}
+
+#[test]
+fn the_head_goes_on_when_nothing_more_can_be_stored() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(2).reorder_bytes(24);
+    // The worker that has the head takes forty times as long as the other.
+    sim.slow("ann", 40);
+    let job = sim.map(square, 1..=60).chunk_size(1);
+    sim.until(storage_full());
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=60));
+}
+
+#[test]
+fn a_cut_under_full_storage_does_not_hold_the_head_for_ever() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).reorder_bytes(16);
+    let job = sim.map(square, 1..=60).taking(Duration::from_millis(5)).chunk_size(2);
+    sim.stall();
+    sim.until(storage_full());
+    sim.reset("ann");
+    sim.reset("bob");
+    sim.pass(Duration::from_secs(1));
+    sim.flow();
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=60));
+}
+
+#[test]
+fn a_drained_worker_finishes_what_it_runs_and_loses_nothing() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(2);
+    let job = sim.map(square, 1..=30).chunk_size(1);
+    sim.until(settled(6));
+    sim.drain("ann");
+    sim.until(gone("ann"));
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=30));
+    assert!((0..30).all(|index| sim.attempts(job, chunk(index)) == 1), "nothing ran twice");
+    assert_eq!(sim.counts(job).workers_lost, 0);
+}
+
+#[test]
+fn a_straggler_gets_a_second_attempt_that_wins() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]);
+    sim.slow("ann", 50);
+    let job = sim.map(square, 1..=10).speculating().chunk_size(1);
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=10));
+    assert_eq!(sim.counts(job).speculative_wins, 1);
+    assert!(sim.now().since(widemap_common::time::Time::ZERO) < Duration::from_secs(170));
 }

@@ -250,14 +250,13 @@ impl Actor {
         }
     }
 
-    /// Ends the session: takes back what waits, cancels what runs, and removes directories once
-    /// nothing works in them any more.
+    /// Ends the session: takes back what waits, cancels what runs and gives it the grace that it is
+    /// due, and removes directories once nothing works in them any more.
     async fn end(mut self) {
         self.shares.leave(self.share);
         self.attachments.close();
         let Self { session, mut cleanups, .. } = self;
         let mut jobs = session.into_jobs();
-        jobs.retain(|job| job.has_directory());
         // The lane went with the session: what ran is being ended, within the grace. A directory
         // that is held up longer goes with the attempt that holds it.
         let give_up = Instant::now() + self.kill_grace + END_PATIENCE;

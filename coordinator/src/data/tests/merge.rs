@@ -321,7 +321,8 @@ fn the_failures_file_says_where_the_output_lacks_an_item() {
         .collect();
     assert_eq!(offsets, [(1, 0), (3, 6)]);
     let hash = blake3::hash(&written(file)).to_hex().to_string();
-    let said = SinkReport { output_bytes: 6, output_blake3: Some(hash), failures: 2 };
+    let said =
+        SinkReport { output_bytes: 6, output_blake3: Some(hash), failures: 2, failures_kept: true };
     assert_eq!(report, said);
 }
 
