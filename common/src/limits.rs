@@ -189,3 +189,6 @@ pub const COUNTS_KEPT: usize = 64;
 
 /// Lines of one item's standard error that are shown: the last ones.
 pub const STDERR_LINES_SHOWN: usize = 20;
+
+/// Characters of a message from elsewhere that are shown.
+pub const LINE_CHARS_SHOWN: usize = 400;

@@ -11,6 +11,7 @@ mod exit;
 mod logging;
 mod places;
 mod progress;
+mod say;
 mod session;
 mod summary;
 

@@ -61,7 +61,7 @@ impl Progress {
 
     /// Writes a line on standard error, above the bar.
     pub(crate) fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| crate::say::line(line));
     }
 
     /// Takes the bar away.

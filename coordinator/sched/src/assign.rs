@@ -236,19 +236,23 @@ impl Scheduler {
             }
             ChunkState::Out { .. } | ChunkState::Paused { .. } => return false,
         }
-        if self.chunks[head].is_suspect() && self.place_suspect(now, job, actions) {
-            return true;
-        }
-        let suspect = self.chunks[head].is_suspect();
-        let idle = if suspect { None } else { self.pick_below(head, LEVEL_BUSY) };
-        let worker = idle.or_else(|| self.empty_slot_for(now, head, actions));
+        let worker = self.idle_for(head).or_else(|| self.empty_slot_for(now, head, actions));
         if let Some(worker) = worker {
             self.assign(now, head, worker, actions);
         }
         worker.is_some()
     }
 
-    /// Cancels the job's attempt that is farthest ahead, and what waits behind it on its worker.
+    fn idle_for(&mut self, head: Key<Chunk>) -> Option<Key<Worker>> {
+        match self.chunks[head].is_suspect() {
+            true => self.suspect_worker(head),
+            false => self.pick_below(head, LEVEL_BUSY),
+        }
+    }
+
+    /// Cancels what is farthest ahead on a worker until there is room for the head: nothing of it
+    /// could be stored, so that it would hold its slot for ever. A head on its last try gets the
+    /// worker for itself.
     fn empty_slot_for(
         &mut self,
         now: Time,
@@ -256,26 +260,53 @@ impl Scheduler {
         actions: &mut Vec<Action>,
     ) -> Option<Key<Worker>> {
         let job = self.chunks[head].job;
+        let alone = self.is_on_last_try(head);
+        let (worker, victim) = match self.chunks[head].reserved() {
+            Some(worker) => (worker, None),
+            None => self.farthest_ahead(head).map(|(worker, id)| (worker, Some(id)))?,
+        };
+        let other = self.workers[worker].quiet.filter(|&other| other != head);
+        if let Some(other) = other.filter(|&other| self.chunks[other].state == ChunkState::Ready) {
+            self.leave_reserved(other);
+        }
+        let on_worker = self.attempts_on(worker);
+        let (waiting, running): (Vec<_>, Vec<_>) =
+            on_worker.into_iter().rev().partition(|&id| self.attempt(id).stage == Stage::Waiting);
+        let (first, rest): (Vec<_>, Vec<_>) =
+            running.into_iter().partition(|&id| Some(id) == victim);
+        for id in waiting.into_iter().chain(first) {
+            self.cancel_and_requeue(now, id, actions);
+        }
+        for id in rest {
+            let own = self.attempt(id).job == job;
+            if own && !self.has_room(worker, alone) {
+                self.cancel_and_requeue(now, id, actions);
+            }
+        }
+        if alone && self.chunks[head].reserved().is_none() {
+            self.reserve(worker, head);
+        }
+        self.has_room(worker, alone).then_some(worker)
+    }
+
+    fn has_room(&self, worker: Key<Worker>, alone: bool) -> bool {
+        let there = &self.workers[worker];
+        there.attempts < if alone { 1 } else { there.slots }
+    }
+
+    /// The job's attempt that is farthest ahead and could make room for the head.
+    fn farthest_ahead(&self, head: Key<Chunk>) -> Option<(Key<Worker>, AttemptId)> {
+        let job = self.chunks[head].job;
         let suspect = self.chunks[head].is_suspect();
         let previous = |&key: &Key<Chunk>| self.chunks[key].previous;
         let from_the_last = std::iter::successors(self.jobs[job].last, previous);
-        let (victim, worker) = from_the_last.take_while(|&key| key != head).find_map(|key| {
+        from_the_last.take_while(|&key| key != head).find_map(|key| {
             let ChunkState::Out { attempt: id, .. } = self.chunks[key].state else { return None };
             let attempt = self.attempt(id);
             let there = &self.workers[attempt.worker];
             let fits = there.link == Link::Up
-                && there.quiet.is_none()
                 && !(suspect && there.suspect.is_some_and(|other| other != key));
-            (fits && attempt.stage != Stage::Waiting).then_some((id, attempt.worker))
-        })?;
-        let waiting = self.attempts_on(worker);
-        let waiting = waiting.into_iter().filter(|&id| self.attempt(id).stage == Stage::Waiting);
-        for id in waiting.collect::<Vec<_>>() {
-            self.cancel_and_requeue(now, id, actions);
-        }
-        self.cancel_and_requeue(now, victim, actions);
-        // A worker that has lost slots meanwhile runs more than it has.
-        let there = &self.workers[worker];
-        (there.attempts < there.slots).then_some(worker)
+            (fits && attempt.stage != Stage::Waiting).then_some((attempt.worker, id))
+        })
     }
 }

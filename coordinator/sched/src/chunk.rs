@@ -45,6 +45,8 @@ pub(crate) struct History {
     pub(crate) deaths_near: u32,
     /// Where it failed.
     pub(crate) failed_on: Vec<WorkerId>,
+    /// Whether one of two attempts has failed and is charged with the other: no third is sent.
+    pub(crate) half_failed: bool,
     /// The worker that is being emptied for it.
     pub(crate) reserved: Option<Key<Worker>>,
 }

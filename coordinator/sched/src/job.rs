@@ -183,6 +183,9 @@ impl Scheduler {
 
     pub(crate) fn storage(&mut self, job: Key<Job>, full: bool) {
         self.jobs[job].storage_full = full;
+        if full {
+            self.give_back_reserved(job);
+        }
         self.reorder(job);
     }
 
@@ -264,7 +267,6 @@ impl Scheduler {
             if standing == Standing::Refused {
                 continue;
             }
-            there.note_closed(self.jobs[key].id);
             if !there.is_cut() {
                 actions.push(Action::CloseJob { worker: there.id, job: self.jobs[key].id });
             }

@@ -24,6 +24,7 @@ impl Scheduler {
         }
         let worker = self.workers.insert(Worker::new(id, traits));
         self.worker_keys.insert(id, worker);
+        self.close_ended_on(id, actions);
         let jobs: Vec<_> = self.job_keys.values().copied().collect();
         for job in jobs {
             self.offer_job(worker, job, actions);
@@ -113,10 +114,9 @@ impl Scheduler {
             Link::Draining | Link::CutDraining => Link::Draining,
         };
         let id = there.id;
-        // What was said before the cut may not have arrived, and a worker that was cut off for longer
-        // than its own lease has forgotten the jobs.
-        let closed = there.closed.iter();
-        actions.extend(closed.map(|&job| Action::CloseJob { worker: id, job }));
+        self.close_ended_on(id, actions);
+        // A worker that was cut off for longer than its own lease has forgotten the jobs.
+        let there = &self.workers[worker];
         let open = there.jobs.iter().filter(|(_, standing)| *standing != Standing::Refused);
         let opened = open.map(|&(job, _)| Action::OpenJob { worker: id, job: self.jobs[job].id });
         actions.extend(opened);
@@ -138,6 +138,13 @@ impl Scheduler {
         self.update_places(worker);
         self.relieve_excluded();
         self.conclude_jobs(actions);
+    }
+
+    /// Says again which jobs are over: what was said before a cut, or before the worker was given up
+    /// for a time, may not have arrived.
+    fn close_ended_on(&self, worker: WorkerId, actions: &mut Vec<Action>) {
+        let ended = self.ended.iter().map(|&(job, _)| job);
+        actions.extend(ended.map(|job| Action::CloseJob { worker, job }));
     }
 
     /// An attempt that was asked for before the cut: nobody will answer that any more.

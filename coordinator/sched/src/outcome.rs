@@ -132,6 +132,7 @@ impl Scheduler {
         let history = self.chunks[chunk].history_mut();
         let retry = history.charges;
         history.charges += 1;
+        history.half_failed = false;
         history.fail_on(worker);
         let base = Duration::from_millis(self.timers.retry_ms);
         let most = Duration::from_millis(self.timers.retry_max_ms);
@@ -275,8 +276,11 @@ impl Scheduler {
         self.succeeded_on(now, ended.worker, &failed_on.unwrap_or_default(), actions);
     }
 
+    /// One of two attempts has failed: it is charged when the other has, too.
     fn note_failure(&mut self, ended: Ended) {
-        self.chunks[ended.chunk].history_mut().fail_on(ended.worker_id);
+        let history = self.chunks[ended.chunk].history_mut();
+        history.fail_on(ended.worker_id);
+        history.half_failed = true;
     }
 
     /// Ends the job if it is over, or says so if nobody is left to run the rest of it.

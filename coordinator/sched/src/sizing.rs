@@ -159,7 +159,7 @@ mod tests {
     fn sizes_double_until_an_attempt_takes_long_enough() {
         assert_eq!(sizes(1_500.0, 5), [1, 2, 4, 8, 9]);
         assert_eq!(sizes(1_500.0, 40)[39], 13);
-        assert!(sizes(0.05, 19)[18] >= 1 << 18, "tiny items reach large chunks quickly");
+        assert_eq!(sizes(0.05, 19)[18], CHUNK_ITEMS_MAX, "tiny items reach large chunks quickly");
     }
 
     #[test]

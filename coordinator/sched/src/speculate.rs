@@ -66,7 +66,8 @@ impl Scheduler {
             (attempt.chunk, attempt.worker)
         };
         let alone = matches!(self.chunks[chunk].state, ChunkState::Out { twin: None, .. });
-        if !alone || self.chunks[chunk].is_suspect() {
+        let half_failed = self.chunks[chunk].history.as_ref().is_some_and(|it| it.half_failed);
+        if !alone || half_failed || self.chunks[chunk].is_suspect() {
             // Never again: a twin is not doubled, and a suspect must not take two workers along.
             self.jobs[job].runners.remove(&runner);
         } else if let Some(worker) = self.pick_other(chunk, original) {

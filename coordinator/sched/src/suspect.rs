@@ -96,20 +96,34 @@ impl Scheduler {
         let suspects = self.jobs[job].suspects.iter().take(QUEUE_LOOKED_AT_MAX);
         let suspects: Vec<_> = suspects.map(|&(_, chunk)| chunk).collect();
         for chunk in suspects {
-            let state = &self.jobs[job];
-            let last_try = self.chunks[chunk].deaths() >= state.policy.crash_limit;
-            let worker = if last_try {
-                self.quiet_worker(chunk)
-            } else {
-                let free = |&key: &Key<Worker>| self.workers[key].suspect.is_none();
-                state.pool.below(LEVEL_BUSY).find(free)
-            };
-            if let Some(worker) = worker {
+            if let Some(worker) = self.suspect_worker(chunk) {
                 self.assign(now, chunk, worker, actions);
                 return true;
             }
         }
         false
+    }
+
+    /// An idle slot for a suspect, if there is one.
+    pub(crate) fn suspect_worker(&mut self, chunk: Key<Chunk>) -> Option<Key<Worker>> {
+        if self.is_on_last_try(chunk) {
+            return self.quiet_worker(chunk);
+        }
+        let free = |&key: &Key<Worker>| self.workers[key].suspect.is_none();
+        self.jobs[self.chunks[chunk].job].pool.below(LEVEL_BUSY).find(free)
+    }
+
+    /// Whether the next death that is charged to the suspect convicts it.
+    pub(crate) fn is_on_last_try(&self, chunk: Key<Chunk>) -> bool {
+        let chunk = &self.chunks[chunk];
+        chunk.is_suspect() && chunk.deaths() >= self.jobs[chunk.job].policy.crash_limit
+    }
+
+    /// Lets nothing else be sent to the worker until the suspect has run there.
+    pub(crate) fn reserve(&mut self, worker: Key<Worker>, chunk: Key<Chunk>) {
+        self.workers[worker].quiet = Some(chunk);
+        self.chunks[chunk].history_mut().reserved = Some(worker);
+        self.update_places(worker);
     }
 
     /// A worker with nothing else, for a suspect on its last try: what else would run there could
@@ -124,9 +138,7 @@ impl Scheduler {
                     pool.place(key).is_some() && there.suspect.is_none() && there.quiet.is_none()
                 });
                 let (worker, _) = free.min_by_key(|(_, there)| there.attempts)?;
-                self.workers[worker].quiet = Some(chunk);
-                self.chunks[chunk].history_mut().reserved = Some(worker);
-                self.update_places(worker);
+                self.reserve(worker, chunk);
                 worker
             }
         };
@@ -143,6 +155,18 @@ impl Scheduler {
             there.quiet = None;
             self.chunks[chunk].history_mut().reserved = None;
         }
+    }
+
+    /// Gives back the workers that are being emptied for suspects of the job: while its storage is
+    /// full only the head runs, and must not wait for them.
+    pub(crate) fn give_back_reserved(&mut self, job: Key<Job>) {
+        let waits = |&chunk: &Key<Chunk>| {
+            let chunk = &self.chunks[chunk];
+            chunk.job == job && chunk.state == ChunkState::Ready
+        };
+        let reserved = self.workers.iter().filter_map(|(_, there)| there.quiet);
+        let reserved: Vec<_> = reserved.filter(waits).collect();
+        reserved.into_iter().for_each(|chunk| self.leave_reserved(chunk));
     }
 
     /// Gives back the worker that was being emptied for the chunk.

@@ -1,9 +1,7 @@
 //! A worker as the scheduler sees it: what it can run, what it has, and whether it is trusted.
 
-use std::collections::VecDeque;
-
-use widemap_common::ids::{AttemptId, JobId, WorkerId};
-use widemap_common::limits::{COUNTS_KEPT, QUEUE_MAX, SLOTS_MAX};
+use widemap_common::ids::{AttemptId, WorkerId};
+use widemap_common::limits::{QUEUE_MAX, SLOTS_MAX};
 use widemap_common::time::Time;
 
 use crate::chunk::Chunk;
@@ -69,8 +67,6 @@ pub(crate) struct Worker {
     pub(crate) of_jobs: Vec<(Key<Job>, u32)>,
     /// The jobs that it was told of.
     pub(crate) jobs: Vec<(Key<Job>, Standing)>,
-    /// The last jobs of its own that ended: what was said of that may not have arrived.
-    pub(crate) closed: VecDeque<JobId>,
     /// The suspect that it runs; never two at a time.
     pub(crate) suspect: Option<Key<Chunk>>,
     /// The suspect on its last try that it runs, or is emptied for: nothing else is sent.
@@ -94,7 +90,6 @@ impl Worker {
             running: 0,
             of_jobs: Vec::new(),
             jobs: Vec::new(),
-            closed: VecDeque::new(),
             suspect: None,
             quiet: None,
             traits,
@@ -122,14 +117,6 @@ impl Worker {
     pub(crate) fn remove_job(&mut self, job: Key<Job>) -> Option<Standing> {
         let index = self.jobs.iter().position(|(key, _)| *key == job)?;
         Some(self.jobs.swap_remove(index).1)
-    }
-
-    /// Remembers that a job of its own has ended.
-    pub(crate) fn note_closed(&mut self, job: JobId) {
-        if self.closed.len() == COUNTS_KEPT {
-            self.closed.pop_front();
-        }
-        self.closed.push_back(job);
     }
 
     pub(crate) fn add_of_job(&mut self, job: Key<Job>) {

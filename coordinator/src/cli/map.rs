@@ -20,7 +20,7 @@ use crate::data::{BlockRule, Source};
 use crate::driver::{self, Ending, Outcome, Plan, Results};
 use crate::embedded::Spawner;
 use crate::error::MapError;
-use crate::{exit, logging, places, summary};
+use crate::{exit, logging, places, say, summary};
 
 /// Runs `widemap map`.
 pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<Vec<OsString>>) -> ExitCode {
@@ -45,16 +45,17 @@ fn say(outcome: &Outcome, quiet: bool, rerun: Option<&str>, begun: Instant) {
         complain(error, error.hint());
     }
     if let Some(advice) = &outcome.advice {
-        eprintln!("widemap: {advice}");
+        say::line(&format!("widemap: {advice}"));
     }
     if hushed || matches!(outcome.ending, Ending::ReaderGone) {
         return;
     }
     let file = outcome.failures_file.as_deref();
-    let rerun = file.and_then(|file| Some(rerun?.replace(rerun::FAILURES, &rerun::quoted(file))));
+    let rerun =
+        file.and_then(|file| Some(rerun?.replacen(rerun::FAILURES, &rerun::quoted(file), 1)));
     let rerun = rerun.as_deref();
     for line in summary::lines(&outcome.counts, &outcome.failures, file, rerun, begun.elapsed()) {
-        eprintln!("{line}");
+        say::line(&line);
     }
 }
 
@@ -107,6 +108,7 @@ fn plan(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<(Plan, Option<Spawne
         results: Results {
             output: args.output.filter(|path| !is_stdout(path)),
             json: args.format == Format::Json,
+            separator: if args.null { 0 } else { b'\n' },
             unordered: args.unordered,
             failures: args.failures,
             receipt: args.receipt,

@@ -14,7 +14,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub(crate) use options::{Format, LogArgs, LogFormat, Wait};
 
-use crate::exit;
+use crate::{exit, say};
 
 /// multiprocessing.Pool.map across every machine you have.
 #[derive(Debug, Parser)]
@@ -55,7 +55,7 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
         Some(Command::Map(args)) => map::run(*args, &words, lists),
         Some(Command::Workers(args)) => workers::run(&args),
         None => {
-            eprint!("{}", Cli::command().render_help());
+            say::line(&Cli::command().render_help().to_string());
             ExitCode::from(exit::USAGE)
         }
     }
@@ -63,9 +63,9 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
 
 /// Says what went wrong and what to do next.
 pub(crate) fn complain(message: &dyn std::fmt::Display, hint: Option<&str>) {
-    eprintln!("widemap: error: {message}");
+    say::line(&format!("widemap: error: {message}"));
     if let Some(hint) = hint {
-        eprintln!("  hint: {hint}");
+        say::line(&format!("  hint: {hint}"));
     }
 }
 

@@ -49,7 +49,7 @@ fn is_left_out(text: &str) -> bool {
 /// A word as a shell reads it back.
 pub(super) fn quoted(word: &Path) -> String {
     let text = word.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,{}".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+{}".contains(c);
     match !text.is_empty() && text.chars().all(plain) {
         true => text.into_owned(),
         false => format!("'{}'", text.replace('\'', "'\\''")),

@@ -18,7 +18,7 @@ use crate::driver::{BUILD, Fleet, LinkStatus};
 use crate::error::MapError;
 use crate::places::{self, Source};
 use crate::session::LinkNews;
-use crate::{exit, logging};
+use crate::{exit, logging, say};
 
 /// The variable that names workers, where no option names a place.
 const WORKERS_VARIABLE: &str = "WIDEMAP_WORKERS";
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &WorkersArgs) -> ExitCode {
     match args.format {
         ListFormat::Json => {
             for row in &rows {
-                println!("{}", row.json());
+                say::result(&row.json().to_string());
             }
         }
         ListFormat::Table => table(&rows),
@@ -67,9 +67,9 @@ struct Described {
 fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
     let sources = sources(&args.place)?;
     if sources.is_empty() {
-        eprintln!(
+        say::line(
             "widemap: no place is named (--worker, --workers-file, WIDEMAP_WORKERS): \
-             a map would run on this machine only"
+             a map would run on this machine only",
         );
         return Ok(Vec::new());
     }
@@ -136,8 +136,8 @@ async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
             Some(event) = news.recv() => {
                 let mut events = Vec::new();
                 match event.news {
-                    LinkNews::Attached { hello, .. } => {
-                        fleet.attached(event.link, *hello, &mut events);
+                    LinkNews::Attached { stream, hello, .. } => {
+                        fleet.attached(event.link, stream, *hello, &mut events);
                     }
                     LinkNews::RoundTrip(time) => {
                         round_trips.extend(fleet.worker_of(event.link).map(|worker| (worker, time)));
@@ -146,10 +146,11 @@ async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
                         fleet.unreachable(event.link, error, &mut events);
                     }
                     LinkNews::Refused { reason } => fleet.refused(event.link, reason, &mut events),
-                    LinkNews::Cut { reason } => fleet.cut(
+                    LinkNews::Cut { reason, ended } => fleet.cut(
                         widemap_common::time::Time::ZERO,
                         event.link,
                         reason,
+                        ended,
                         &mut events,
                     ),
                     LinkNews::Reports(_) | LinkNews::Corrupt { .. } => {}
@@ -272,6 +273,6 @@ fn table(rows: &[Row]) {
             .enumerate()
             .map(|(column, cell)| format!("{cell:<width$}", width = width(column).unwrap_or(0)))
             .collect();
-        println!("{}", padded.join("  ").trim_end());
+        say::result(padded.join("  ").trim_end());
     }
 }

@@ -226,6 +226,22 @@ impl Merge {
         self.reorder.is_empty() && self.outgoing.is_empty()
     }
 
+    /// Whether something waits only for room in the sink.
+    #[must_use]
+    pub fn is_next_ready(&self) -> bool {
+        !self.sink.has_failed() && (!self.outgoing.is_empty() || self.reorder.is_next_ready())
+    }
+
+    /// Gives up what waits for an item that will not come: of it only failures go to the sink, which
+    /// lists them.
+    pub fn abandon(&mut self) {
+        for failure in self.reorder.take_failures() {
+            self.outgoing_bytes += failure.memory_bytes();
+            self.outgoing.push(failure);
+        }
+        self.hand_over();
+    }
+
     /// Nothing more will be accepted: the sink ends when it has written what it has. To be called
     /// once [`Merge::is_empty`], or when what waits is given up.
     pub fn close(&mut self) {

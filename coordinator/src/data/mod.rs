@@ -58,7 +58,7 @@ pub use held::{HeldError, HeldInput};
 pub use input::{Chunk, Input, InputError, InputFile, InputLevel, Source};
 pub use merge::{Merge, MergeConfig, MergeLevel};
 pub use output_file::{OutputFile, OutputFileError};
-pub use people::{item_shown, stderr_lines};
+pub use people::{item_shown, line_shown, stderr_lines};
 pub use receipt::{ItemCounts, Unbalanced, receipt_json};
 pub use report::{FailureRecord, Report, Results};
 pub use sink::{SinkConfig, SinkError, SinkReport, SinkTarget};

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use widemap_common::limits::{ITEM_CHARS_SHOWN, STDERR_LINES_SHOWN};
+use widemap_common::limits::{ITEM_CHARS_SHOWN, LINE_CHARS_SHOWN, STDERR_LINES_SHOWN};
 
 /// An item as lines for people show it: cut to [`ITEM_CHARS_SHOWN`] characters, and escaped.
 #[must_use]
@@ -16,6 +16,15 @@ pub fn item_shown(item: &[u8]) -> String {
     if head.len() < item.len() || text.chars().count() > ITEM_CHARS_SHOWN {
         shown.push('…');
     }
+    shown
+}
+
+/// The first line of a message from elsewhere, bounded and escaped.
+#[must_use]
+pub fn line_shown(text: &str) -> String {
+    let mut shown = String::new();
+    let line = text.lines().next().unwrap_or_default();
+    push_escaped(&mut shown, line.chars().take(LINE_CHARS_SHOWN));
     shown
 }
 

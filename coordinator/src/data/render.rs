@@ -67,6 +67,14 @@ impl Renderer {
         self.failures.as_mut().map_or(Ok(()), FailuresFile::flush)
     }
 
+    /// The output cannot be finished: what failed until then is kept nevertheless.
+    pub(super) fn keep_failures(&mut self) {
+        if let Some(failures) = &mut self.failures {
+            // The error that is told is the first one.
+            let _ = failures.finish();
+        }
+    }
+
     pub(super) fn finish(&mut self) -> Result<SinkReport, SinkError> {
         self.flush()?;
         self.failures.as_mut().map_or(Ok(()), FailuresFile::finish)?;

@@ -107,6 +107,19 @@ impl Reorder {
         }
     }
 
+    /// Whether [`Reorder::pop`] would give something.
+    pub(super) fn is_next_ready(&self) -> bool {
+        self.runs.first_key_value().is_some_and(|(&first, _)| first == self.next)
+    }
+
+    /// Takes the failures out of all that waits, which is given up.
+    pub(super) fn take_failures(&mut self) -> Vec<Emit> {
+        let parts = std::mem::take(&mut self.runs).into_values().flat_map(|run| run.parts);
+        let failures = parts.filter(|part| matches!(part, Emit::Failure(_))).collect();
+        (self.memory_bytes, self.in_memory) = (0, None);
+        failures
+    }
+
     /// Sends up to about `bytes` of what is needed last to the spill. False if nothing could be.
     pub(super) fn spill(&mut self, spill: &mut Spill, bytes: u64) -> bool {
         let in_memory = self.in_memory.get_or_insert_with(|| self.runs.keys().copied().collect());

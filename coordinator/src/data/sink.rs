@@ -283,6 +283,7 @@ impl Shared {
             }
         }
         if let Some(error) = error {
+            renderer.keep_failures();
             return Err(error);
         }
         let report = renderer.finish();

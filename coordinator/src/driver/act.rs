@@ -1,7 +1,7 @@
 //! What the scheduler asks for, carried out.
 
 use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
-use widemap_common::limits::{OUTPUT_WINDOW_BYTES, PART_BYTES_MAX};
+use widemap_common::limits::{OUTPUT_WINDOW_BYTES, PART_BYTES_MIN};
 use widemap_proto::session::{Order, OutputGrant};
 use widemap_sched::event::{Action, Event};
 
@@ -38,6 +38,7 @@ impl Driver {
                 self.attempts.remove(&attempt);
                 self.job.discard(attempt);
                 if let Some(link) = self.fleet.link(worker) {
+                    link.outbox.recall_started(attempt);
                     link.outbox.accepted(attempt);
                     self.dirty.insert(worker);
                 }
@@ -70,29 +71,39 @@ impl Driver {
 
     fn cut(&mut self, chunks: u32, items_max: u32, bytes_max: u64) {
         let job = THE_JOB;
+        let mut ended = false;
         for _ in 0..chunks {
             match self.job.cut(items_max, bytes_max) {
                 Some((range, bytes)) => {
                     self.events.push_back(Event::ChunkCut { job, range, bytes });
                 }
                 None => {
-                    self.events.push_back(Event::CutEnded { job });
+                    ended = true;
                     break;
                 }
             }
         }
         let level = self.job.level();
         self.events.push_back(Event::InputLevel { job, level });
+        // This has the last word: what is there may be too little to be cut yet.
+        if ended {
+            self.events.push_back(Event::CutEnded { job });
+        }
     }
 
     fn assign(&mut self, worker: WorkerId, attempt: AttemptId, job: JobId, range: ItemRange) {
+        if self.end.cancelled {
+            // The actions of one event go on after one of them has ended the map.
+            return;
+        }
         let input = match self.job.input_of(range) {
             Ok(input) => input,
             Err(error) => return self.fail(error),
         };
         self.attempts.insert(attempt, Attempt { worker, range, staged_bytes: 0 });
+        let at_head = range.contains(self.job.next_item());
         if let Some(link) = self.fleet.link(worker) {
-            link.outbox.assign(attempt, job, range, input);
+            link.outbox.assign(attempt, job, range, input, at_head);
             self.dirty.insert(worker);
         }
     }
@@ -121,7 +132,7 @@ impl Driver {
     /// Grants each worker as much output as can be stored; where nothing more can, only the head.
     pub(super) fn grant_output(&mut self) {
         let full = self.job.is_full();
-        let head = full.then(|| self.job.head_attempt(&self.attempts)).flatten();
+        let heads = if full { self.job.head_attempts(&self.attempts) } else { Vec::new() };
         let attached: Vec<_> = self
             .fleet
             .workers()
@@ -129,21 +140,22 @@ impl Driver {
             .map(|(id, _)| id)
             .collect();
         let window = (self.job.reorder_bytes_max() / 2 / attached.len().max(1) as u64)
-            .clamp(PART_BYTES_MAX as u64, OUTPUT_WINDOW_BYTES);
+            .clamp(PART_BYTES_MIN, OUTPUT_WINDOW_BYTES);
         for worker in attached {
             let Some(entry) = self.fleet.worker_mut(worker) else { continue };
-            let urgent =
-                head.filter(|(of, ..)| *of == worker).map(|(_, id, staged)| (id, staged + window));
+            let head = heads.iter().find(|(of, ..)| *of == worker);
+            let urgent = head.map(|&(_, id, staged_bytes)| (id, staged_bytes + window));
             let wanted = entry.received_total + window;
             let due = !full && wanted - entry.granted_total.min(wanted) >= window / 2;
             if due {
                 entry.granted_total = wanted;
             }
-            let total = entry.granted_total;
-            if (due || (urgent.is_some() && self.job.urge(urgent)))
-                && let Some(link) = self.fleet.link(worker)
-            {
-                link.outbox.output_grant(OutputGrant { total, urgent });
+            if due || urgent != entry.urgent {
+                entry.urgent = urgent;
+                let total = entry.granted_total;
+                if let Some(link) = self.fleet.link(worker) {
+                    link.outbox.output_grant(OutputGrant { total, urgent });
+                }
             }
         }
     }

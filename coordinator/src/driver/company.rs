@@ -48,7 +48,9 @@ impl Driver {
     /// Whether every worker that is there lacks what the function needs.
     fn is_unusable_everywhere(&self) -> bool {
         let mut alive = self.fleet.workers().filter(|(_, w)| w.is_or_may_be_alive()).peekable();
-        alive.peek().is_some() && alive.all(|(id, _)| self.job.is_unable(id))
+        !self.job.has_been_ready()
+            && alive.peek().is_some()
+            && alive.all(|(id, _)| self.job.is_unable(id))
     }
 
     /// Whether every place has been heard of.

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use widemap_common::ids::{Incarnation, JobId, WorkerId};
+use widemap_common::ids::{AttemptId, Incarnation, JobId, WorkerId};
 use widemap_common::limits::WORKERS_MAX;
 use widemap_common::time::{Time, Timers};
 use widemap_proto::session::{CoordinatorHello, Credit, Report, WorkerHello};
 use widemap_sched::event::{DeathProof, Event, WorkerTraits};
 
 use crate::places::Suggestion;
-use crate::session::{self, Dial, DialError, Link, LinkEvent, LinkId, LinkNews};
+use crate::session::{self, Dial, DialError, Link, LinkEvent, LinkId, LinkNews, StreamId};
 
 /// See the file's head.
 pub(crate) struct Fleet {
@@ -70,6 +70,8 @@ pub(crate) struct Worker {
     pub(crate) received_total: u64,
     /// Output bytes granted on this stream.
     pub(crate) granted_total: u64,
+    /// The attempt that may go beyond that, and how far, as it was told last.
+    pub(crate) urgent: Option<(AttemptId, u64)>,
 }
 
 /// Whether a worker can be reached.
@@ -176,7 +178,11 @@ impl Fleet {
     /// Attached workers that a source names.
     fn named(&self) -> BTreeSet<WorkerId> {
         let named = |state: &LinkState| match state.status {
-            LinkStatus::Attached(worker) if !state.sources.is_empty() => Some(worker),
+            LinkStatus::Attached(worker) | LinkStatus::Alias(worker)
+                if !state.sources.is_empty() =>
+            {
+                Some(worker)
+            }
             _ => None,
         };
         self.links.values().filter_map(named).collect()
@@ -185,7 +191,11 @@ impl Fleet {
     /// What a worker may be given: nothing once no source names it.
     pub(crate) fn credit(&self, worker: WorkerId) -> Credit {
         let Some(entry) = self.workers.get(&worker) else { return Credit { slots: 0, queue: 0 } };
-        let is_named = self.links.get(&entry.link).is_some_and(|link| !link.sources.is_empty());
+        let leads_there = |(id, state): (&LinkId, &LinkState)| {
+            (*id == entry.link || state.status == LinkStatus::Alias(worker))
+                && !state.sources.is_empty()
+        };
+        let is_named = self.links.iter().any(leads_there);
         match is_named {
             true => Credit { slots: self.slots(entry.credit.slots), ..entry.credit },
             false => Credit { slots: 0, queue: 0 },
@@ -208,11 +218,13 @@ impl Fleet {
     pub(crate) fn attached(
         &mut self,
         link: LinkId,
+        stream: StreamId,
         hello: WorkerHello,
         events: &mut Vec<Event>,
     ) -> Option<Attachment> {
-        if matches!(self.links.get(&link)?.status, LinkStatus::Alias(_)) {
-            // It was stopped, and had news on the way.
+        let state = self.links.get(&link)?;
+        if matches!(state.status, LinkStatus::Alias(_)) || !state.link.outbox.is_present(stream) {
+            // The link was stopped, or the stream is gone already and another is on its way.
             return None;
         }
         let known = self.by_incarnation(hello.incarnation);
@@ -233,7 +245,7 @@ impl Fleet {
         state.status = LinkStatus::Attached(worker);
         let entry = self.workers.get_mut(&worker)?;
         let former_link = std::mem::replace(&mut entry.link, link);
-        (entry.received_total, entry.granted_total) = (0, 0);
+        (entry.received_total, entry.granted_total, entry.urgent) = (0, 0, None);
         if matches!(entry.state, WorkerState::Attached | WorkerState::Draining) {
             events.push(Event::WorkerCut { worker });
         }
@@ -249,14 +261,22 @@ impl Fleet {
     }
 
     /// A stream broke.
-    pub(crate) fn cut(&mut self, now: Time, link: LinkId, reason: String, events: &mut Vec<Event>) {
+    /// `ended` says that the worker ended it in good order.
+    pub(crate) fn cut(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        reason: String,
+        ended: bool,
+        events: &mut Vec<Event>,
+    ) {
         let lease = Duration::from_millis(self.timers.lease_ms);
         let Some(state) = self.links.get_mut(&link) else { return };
         match state.status {
             LinkStatus::Attached(worker) => {
                 state.status = LinkStatus::Cut(worker, reason);
                 let Some(entry) = self.workers.get_mut(&worker) else { return };
-                if entry.state == WorkerState::Draining {
+                if entry.state == WorkerState::Draining && ended {
                     self.bury(worker, DeathProof::Drained, events);
                 } else {
                     entry.state = WorkerState::Cut { until: now + lease };
@@ -490,6 +510,7 @@ impl Worker {
             jobs: BTreeSet::new(),
             received_total: 0,
             granted_total: 0,
+            urgent: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use widemap_sched::event::{DeathProof, Event, ItemFault};
 
 use super::fleet::{Attachment, WorkerState};
 use super::{Driver, THE_JOB};
-use crate::session::{LinkEvent, LinkId, LinkNews};
+use crate::session::{LinkEvent, LinkId, LinkNews, StreamId};
 
 impl Driver {
     /// Takes in what a link says.
@@ -15,8 +15,8 @@ impl Driver {
         let LinkEvent { link, news } = event;
         let mut events = Vec::new();
         match news {
-            LinkNews::Attached { hello, held, round_trip } => {
-                self.attached(link, *hello, &held, round_trip);
+            LinkNews::Attached { stream, hello, held, round_trip } => {
+                self.attached(link, stream, *hello, &held, round_trip);
             }
             LinkNews::Reports(reports) => {
                 if let Some(worker) = self.fleet.worker_of(link) {
@@ -30,13 +30,15 @@ impl Driver {
                 }
             }
             LinkNews::Corrupt { attempt, reason } => {
-                self.notices.line(format!("widemap: warning: {reason}"));
-                self.job.discard(attempt);
-                events.push(Event::AttemptRejected { attempt });
+                if let Some(worker) = self.fleet.worker_of(link)
+                    && self.is_of(worker, attempt)
+                {
+                    self.reject(worker, attempt, &reason);
+                }
             }
-            LinkNews::Cut { reason } => {
+            LinkNews::Cut { reason, ended } => {
                 tracing::info!(?link, reason, "cut");
-                self.fleet.cut(self.now, link, reason, &mut events);
+                self.fleet.cut(self.now, link, reason, ended, &mut events);
             }
             LinkNews::Unreachable { error } => self.fleet.unreachable(link, error, &mut events),
             LinkNews::Refused { reason } => self.fleet.refused(link, reason, &mut events),
@@ -49,12 +51,13 @@ impl Driver {
     fn attached(
         &mut self,
         link: LinkId,
+        stream: StreamId,
         hello: WorkerHello,
         held: &[HeldAttempt],
         round_trip: std::time::Duration,
     ) {
         let mut events = Vec::new();
-        let attachment = self.fleet.attached(link, hello, &mut events);
+        let attachment = self.fleet.attached(link, stream, hello, &mut events);
         self.note_deaths(&events);
         self.events.extend(events);
         self.drain_events();
@@ -101,7 +104,12 @@ impl Driver {
     }
 
     fn is_assigned(&self, worker: WorkerId, held: &HeldAttempt) -> bool {
-        self.attempts.get(&held.attempt).is_some_and(|attempt| attempt.worker == worker)
+        self.is_of(worker, held.attempt)
+    }
+
+    /// Whether an attempt was assigned to this worker and is not over.
+    fn is_of(&self, worker: WorkerId, attempt: widemap_common::ids::AttemptId) -> bool {
+        self.attempts.get(&attempt).is_some_and(|attempt| attempt.worker == worker)
     }
 
     /// The same incarnation is back: what it holds goes on, what it does not hold is gone.
@@ -172,7 +180,10 @@ impl Driver {
                 let Credit { slots, queue } = self.fleet.credit(worker);
                 Event::WorkerCredit { worker, slots, queue }
             }
-            Report::JobReady(job) => Event::JobReady { worker, job },
+            Report::JobReady(job) => {
+                self.job.was_ready();
+                Event::JobReady { worker, job }
+            }
             Report::JobRefused(job, refusal) => {
                 let name = self.fleet.name(worker).to_owned();
                 self.job.refused(worker, &name, &refusal);
@@ -180,6 +191,9 @@ impl Driver {
                     self.notices.say(&format!("worker {name} is set aside: {}", refusal.message));
                 }
                 Event::JobRefused { worker, job }
+            }
+            Report::Revoked(attempt) | Report::TooLate(attempt) if !self.is_of(worker, attempt) => {
+                return;
             }
             Report::Revoked(attempt) => {
                 self.attempts.remove(&attempt);

@@ -51,7 +51,7 @@ pub(super) struct Job {
     /// The attempt whose end is being judged.
     judged: Option<Judged>,
     refusals: BTreeMap<WorkerId, Refused>,
-    urged: Option<(AttemptId, u64)>,
+    has_been_ready: bool,
     counts: Counts,
     failures: Vec<NamedFailure>,
 }
@@ -106,7 +106,7 @@ impl Job {
             },
             format: if results.json { Format::Json } else { Format::Raw { fill: None } },
             shape,
-            separator: spec.framing.separator().unwrap_or(b'\n'),
+            separator: results.separator,
             is_hashed: results.receipt.is_some(),
             failures: Some(failures),
             function: data::function_digest(&spec.function, spec.framing),
@@ -140,7 +140,7 @@ impl Job {
             delivered: None,
             judged: None,
             refusals: BTreeMap::new(),
-            urged: None,
+            has_been_ready: false,
             counts: Counts::default(),
             failures: Vec::new(),
         })
@@ -351,7 +351,8 @@ impl Job {
                     true => format!("block of items {} to {}", own.first + 1, own.end()),
                     false => format!("item {} `{}`", own.first + 1, data::item_shown(&record.item)),
                 };
-                self.failures.push(NamedFailure { item, message: record.message.clone() });
+                let message = data::line_shown(&record.message);
+                self.failures.push(NamedFailure { item, message });
             }
             self.merge.fail(Box::new(record));
         }
@@ -396,7 +397,13 @@ impl Job {
     /// Nothing more is accepted: lets the sink end once it has everything that is next.
     pub(super) fn finish(&mut self) {
         self.merge.pump();
-        if self.merge.is_empty() || self.stopped {
+        if self.stopped && !self.merge.is_next_ready() {
+            // What waits for an item that was not run is given up; what failed is still told.
+            if !self.closed && !self.results.json {
+                self.merge.abandon();
+            }
+            self.close_merge();
+        } else if self.merge.is_empty() {
             self.close_merge();
         }
     }
@@ -417,19 +424,20 @@ impl Job {
         self.reorder_bytes_max
     }
 
-    /// The attempt that the output waits for, where it runs, and how much of its output is here.
-    pub(super) fn head_attempt(
+    /// The attempts that the output waits for (a speculative one beside the first), where they run,
+    /// and how much of their output is here.
+    pub(super) fn head_attempts(
         &self,
         attempts: &HashMap<AttemptId, Attempt>,
-    ) -> Option<(WorkerId, AttemptId, u64)> {
+    ) -> Vec<(WorkerId, AttemptId, u64)> {
         let next = self.merge.next_item();
-        let mut at_head = attempts.iter().filter(|(_, attempt)| attempt.range.contains(next));
-        at_head.next().map(|(&id, attempt)| (attempt.worker, id, attempt.staged_bytes))
+        let at_head = attempts.iter().filter(|(_, attempt)| attempt.range.contains(next));
+        at_head.map(|(&id, attempt)| (attempt.worker, id, attempt.staged_bytes)).collect()
     }
 
-    /// Whether an urgent grant is news.
-    pub(super) fn urge(&mut self, urgent: Option<(AttemptId, u64)>) -> bool {
-        std::mem::replace(&mut self.urged, urgent) != urgent
+    /// The first item that has not gone to the sink.
+    pub(super) fn next_item(&self) -> u64 {
+        self.merge.next_item()
     }
 
     // ---- Workers ----
@@ -462,6 +470,16 @@ impl Job {
     /// Whether a worker cannot run the job.
     pub(super) fn has_refused(&self, worker: WorkerId) -> bool {
         self.refusals.contains_key(&worker)
+    }
+
+    /// Some worker could run the job.
+    pub(super) fn was_ready(&mut self) {
+        self.has_been_ready = true;
+    }
+
+    /// Whether some worker could run the job at some time.
+    pub(super) fn has_been_ready(&self) -> bool {
+        self.has_been_ready
     }
 
     /// Whether a worker lacks what the function needs.
@@ -520,7 +538,8 @@ impl Job {
         let complete = error.is_none() && ending == Ending::Complete;
         let placed = self.place_output(complete);
         let delivered = delivered.and_then(Result::ok);
-        let told = delivered.as_ref().is_some_and(|report| report.failures_kept);
+        let told =
+            delivered.as_ref().is_some_and(|report| report.failures_kept && report.failures > 0);
         let receipt =
             delivered.map_or(Ok(()), |report| self.write_receipt(items, &report, elapsed));
         let mut advice = None;

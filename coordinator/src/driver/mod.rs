@@ -226,7 +226,8 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        let introduction = (!self.said.start).then_some(Time::ZERO + INTRODUCTION);
+        let introduction = Time::ZERO + INTRODUCTION;
+        let introduction = (!self.said.start && self.now < introduction).then_some(introduction);
         [
             self.scheduler.next_deadline(),
             self.fleet.next_deadline(),
@@ -241,7 +242,7 @@ impl Driver {
     /// When a map without workers gives up.
     fn give_up_at(&self) -> Option<Time> {
         match (self.alone_since, self.wait) {
-            (Some(since), Wait::For(time)) => Some(since + time),
+            (Some(since), Wait::For(time)) if !self.end.cancelled => Some(since + time),
             _ => None,
         }
     }
@@ -296,7 +297,6 @@ impl Driver {
             Ok(Some(error)) => self.notices.say(&format!("{error}; what waits stays in memory")),
             Err(MapError::Output(error)) if error.is_closed() => {
                 self.end.reader_gone = true;
-                self.end.at_once = self.end.job_ended;
                 self.cancel();
             }
             Err(error) => self.fail(error),
@@ -395,8 +395,9 @@ impl Driver {
             workers_lost: counts.workers_lost,
             speculative_wins: counts.speculative_wins,
         });
+        let outcome = self.job.close(ending, self.end.error, lost, self.begun.elapsed());
         self.notices.close();
-        self.job.close(ending, self.end.error, lost, self.begun.elapsed())
+        outcome
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::progress::{Progress, Shown};
+use crate::say;
 
 /// Lines that wait to be written; what comes beyond is left out and counted.
 const NOTICES_WAITING: usize = 1_024;
@@ -80,7 +81,8 @@ impl Notices {
             std::panic::resume_unwind(panic);
         }
         if self.left_out > 0 {
-            eprintln!("widemap: {} lines of standard error were left out", self.left_out);
+            let left_out = self.left_out;
+            say::line(&format!("widemap: {left_out} lines of standard error were left out"));
         }
     }
 }

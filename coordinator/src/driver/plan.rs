@@ -55,6 +55,8 @@ pub(crate) struct Results {
     pub(crate) output: Option<PathBuf>,
     /// JSON lines, or the raw bytes.
     pub(crate) json: bool,
+    /// What a result ends in that has no end of its own.
+    pub(crate) separator: u8,
     /// As they come.
     pub(crate) unordered: bool,
     /// Where failures go; else to a file of their own, if there are any.

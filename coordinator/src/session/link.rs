@@ -18,7 +18,7 @@ use widemap_proto::wire::{FromWorker, ToWorker};
 use widemap_proto::{VERSION, WireError};
 
 use super::dial::{Dial, DialError};
-use super::outbox::Outbox;
+use super::outbox::{Outbox, StreamId};
 
 /// How long the end of a stream waits for the worker to hear of it.
 pub(crate) const GOODBYE: Duration = Duration::from_millis(500);
@@ -40,15 +40,20 @@ pub(crate) struct LinkEvent {
 #[derive(Debug)]
 pub(crate) enum LinkNews {
     /// A worker answered: a stream is attached.
-    Attached { hello: Box<WorkerHello>, held: Vec<HeldAttempt>, round_trip: Duration },
+    Attached {
+        stream: StreamId,
+        hello: Box<WorkerHello>,
+        held: Vec<HeldAttempt>,
+        round_trip: Duration,
+    },
     /// What the worker reports.
     Reports(Vec<Report>),
     /// A ping came back.
     RoundTrip(Duration),
     /// A result arrived changed; the stream ends.
     Corrupt { attempt: AttemptId, reason: String },
-    /// The stream broke.
-    Cut { reason: String },
+    /// The stream broke, or the worker ended it in good order.
+    Cut { reason: String, ended: bool },
     /// There is no connection, and why.
     Unreachable { error: DialError },
     /// The peer answers but is not to be used; the link has ended.
@@ -105,6 +110,8 @@ enum StreamEnd {
     Cut(String),
     /// It must not be: another version, another protocol.
     Refused(String),
+    /// The worker ended it in good order.
+    Ended,
     /// This side ended it.
     Goodbye,
 }
@@ -127,7 +134,13 @@ impl Runner {
                     StreamEnd::Refused(reason) => {
                         return self.tell(LinkNews::Refused { reason }).await;
                     }
-                    StreamEnd::Cut(reason) => self.tell(LinkNews::Cut { reason }).await,
+                    StreamEnd::Cut(reason) => {
+                        self.tell(LinkNews::Cut { reason, ended: false }).await;
+                    }
+                    StreamEnd::Ended => {
+                        let reason = "the worker ended the stream".to_owned();
+                        self.tell(LinkNews::Cut { reason, ended: true }).await;
+                    }
                     StreamEnd::Goodbye => return,
                 },
             }
@@ -147,7 +160,7 @@ impl Runner {
 
     /// Carries one stream until it ends.
     async fn carry(&self, channel: tonic::transport::Channel, failures: &mut u32) -> StreamEnd {
-        self.outbox.begin_stream();
+        let stream = self.outbox.begin_stream();
         let (orders, queue) = mpsc::channel(STREAM_QUEUE);
         let begun = Instant::now();
         let greeting = vec![Order::Hello(self.hello.clone())];
@@ -161,7 +174,11 @@ impl Runner {
             let greeting = greet(&mut reports).await?;
             Ok((reports, greeting))
         };
-        let (mut reports, greeting) = match tokio::time::timeout(limit, opening).await {
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(limit, opening) => opened,
+            () = self.goodbye.cancelled() => return StreamEnd::Goodbye,
+        };
+        let (mut reports, greeting) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(status)) => return ended(&status),
             Err(_) => {
@@ -177,7 +194,7 @@ impl Runner {
         *failures = 0;
         let round_trip = begun.elapsed();
         let (hello, held) = (greeting.hello, greeting.held);
-        self.tell(LinkNews::Attached { hello, held, round_trip }).await;
+        self.tell(LinkNews::Attached { stream, hello, held, round_trip }).await;
         self.deliver(greeting.rest, begun).await;
         tokio::select! {
             end = self.read(&mut reports, begun) => end,
@@ -210,7 +227,7 @@ impl Runner {
             let batch = match reports.message().await {
                 Ok(Some(batch)) => batch,
                 _ if self.goodbye.is_cancelled() => return StreamEnd::Goodbye,
-                Ok(None) => return StreamEnd::Cut("the worker ended the stream".to_owned()),
+                Ok(None) => return StreamEnd::Ended,
                 Err(status) => return ended(&status),
             };
             match Vec::<Report>::try_from(batch) {

@@ -37,8 +37,13 @@ struct Waiting {
     demand: Option<u32>,
     assigns: VecDeque<Outgoing>,
     levels: Levels,
+    stream: StreamId,
     open: bool,
 }
+
+/// One stream of a link: news of a former one come late.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct StreamId(u64);
 
 /// Payload of the stream that is attached.
 #[derive(Debug, Default)]
@@ -70,10 +75,25 @@ impl Outbox {
         self.filled.notify_one();
     }
 
-    /// Puts in an assignment with its whole input; it is sent in parts.
-    pub(crate) fn assign(&self, attempt: AttemptId, job: JobId, range: ItemRange, input: Bytes) {
+    /// Puts in an assignment with its whole input; it is sent in parts. What the output waits for goes
+    /// ahead of all that the worker has not heard of.
+    pub(crate) fn assign(
+        &self,
+        attempt: AttemptId,
+        job: JobId,
+        range: ItemRange,
+        input: Bytes,
+        at_head: bool,
+    ) {
         let outgoing = Outgoing { attempt, job, range, input, progress: Sending::Unsent };
-        self.lock().assigns.push_back(outgoing);
+        let mut waiting = self.lock();
+        if at_head {
+            let unsent = |out: &Outgoing| out.progress == Sending::Unsent;
+            let place = waiting.assigns.iter().position(unsent).unwrap_or(waiting.assigns.len());
+            waiting.assigns.insert(place, outgoing);
+        } else {
+            waiting.assigns.push_back(outgoing);
+        }
     }
 
     /// Tells the worker that it may forget a result.
@@ -98,6 +118,14 @@ impl Outbox {
         self.filled.notify_one();
     }
 
+    /// Sends no more input of an attempt that is over, if it is being sent.
+    pub(crate) fn recall_started(&self, attempt: AttemptId) {
+        let mut waiting = self.lock();
+        if waiting.assigns.front().is_some_and(|out| out.attempt == attempt) {
+            waiting.assigns.pop_front();
+        }
+    }
+
     /// Takes what is not sent of an attempt's input back.
     pub(crate) fn recall(&self, attempt: AttemptId) -> Recalled {
         let mut waiting = self.lock();
@@ -120,17 +148,25 @@ impl Outbox {
 
     /// Begins a new stream, on the link's side: levels count from nothing, and nothing is sent until
     /// the driver has heard of it.
-    pub(crate) fn begin_stream(&self) {
+    pub(crate) fn begin_stream(&self) -> StreamId {
         let mut waiting = self.lock();
         waiting.levels = Levels::default();
         waiting.open = false;
+        waiting.stream.0 += 1;
+        waiting.stream
+    }
+
+    /// Whether no other stream has begun since.
+    pub(crate) fn is_present(&self, stream: StreamId) -> bool {
+        self.lock().stream == stream
     }
 
     /// Opens the new stream, on the driver's side: orders meant for the former one are dropped.
     pub(crate) fn open_stream(&self) {
         let mut waiting = self.lock();
         let levels = std::mem::take(&mut waiting.levels);
-        *waiting = Waiting { levels, open: true, ..Waiting::default() };
+        let stream = waiting.stream;
+        *waiting = Waiting { levels, stream, open: true, ..Waiting::default() };
         drop(waiting);
         self.filled.notify_one();
     }
@@ -244,7 +280,7 @@ mod tests {
 
     fn put(outbox: &Outbox, attempt: u64, bytes: usize) {
         let range = ItemRange::new(attempt, 1);
-        outbox.assign(AttemptId(attempt), JobId(1), range, Bytes::from(vec![b'x'; bytes]));
+        outbox.assign(AttemptId(attempt), JobId(1), range, Bytes::from(vec![b'x'; bytes]), false);
     }
 
     fn take(outbox: &Outbox) -> Vec<Order> {

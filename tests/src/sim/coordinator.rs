@@ -55,7 +55,7 @@ pub(super) struct Coordinator {
 const EVENTS_AT_ONCE_MAX: u64 = 20_000;
 
 /// Lines that are kept for whoever reads a failure.
-const TRACE_LINES: usize = 2_000;
+const TRACE_LINES: usize = 10_000;
 
 impl Coordinator {
     pub(super) fn new(seed: u64, timers: Timers, output_window: u64) -> Self {

@@ -189,6 +189,8 @@ impl World {
             self.worker_closes(stream, Parcel::End);
         }
         self.hosts[host].process = None;
+        // Where all is well, whoever went comes back.
+        let restart_after = restart_after.or_else(|| self.calm.then(|| self.options.restart()));
         if let Some(after) = restart_after {
             self.agenda.put(self.now + after, Due::Fault(Fault::Start(host)));
         }

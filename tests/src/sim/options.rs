@@ -73,7 +73,7 @@ impl Options {
         Self {
             seed,
             delay_us: 200,
-            jitter_us: 50,
+            jitter_us: 0,
             loss_per_10k: 0,
             twice_per_10k: 0,
             send_us: 20,

@@ -33,8 +33,9 @@ pub fn run_seed(seed: u64, tell: bool) -> Ran {
     let options = Options::from_seed(seed);
     let _replay = Replay(&options);
     let mut sim = Sim::with(options.clone());
-    if !tell {
-        sim.world().coordinator.trace = None;
+    match tell {
+        true => sim.lines_shown = usize::MAX,
+        false => sim.world().coordinator.trace = None,
     }
     populate(sim.world());
     open_job(&mut sim);

@@ -20,7 +20,12 @@ use super::world::World;
 /// A simulated cluster and its jobs.
 pub struct Sim {
     world: World,
+    /// How much of what happened is shown when a test fails.
+    pub(super) lines_shown: usize,
 }
+
+/// What a story shows of itself when it fails.
+const STORY_LINES: usize = 60;
 
 /// A job, to be asked about later.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +111,7 @@ impl Sim {
     pub(super) fn with(options: Options) -> Self {
         let mut world = World::new(options);
         world.coordinator.trace = Some(std::collections::VecDeque::new());
-        Self { world }
+        Self { world, lines_shown: STORY_LINES }
     }
 
     /// Adds workers of one slot.
@@ -458,7 +463,8 @@ impl Drop for Sim {
         if std::thread::panicking()
             && let Some(trace) = &self.world.coordinator.trace
         {
-            let lines: Vec<_> = trace.iter().map(String::as_str).collect();
+            let last = trace.len().saturating_sub(self.lines_shown);
+            let lines: Vec<_> = trace.iter().skip(last).map(String::as_str).collect();
             eprintln!("what happened last:\n{}", lines.join("\n"));
         }
     }

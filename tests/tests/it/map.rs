@@ -205,3 +205,31 @@ fn a_worker_that_leaves_the_file_gets_no_new_work() {
     let by = |name: &str| done.text().matches(&format!("\"worker\":\"{name}\"")).count();
     assert!(by("ann") > 2 * by("bob"), "ann {}, bob {}", by("ann"), by("bob"));
 }
+
+#[test]
+fn a_chunk_that_is_not_full_yet_waits_for_the_rest() {
+    let mut map = widemap_tests::exec_in_background(widemap(&[
+        "map",
+        "--local",
+        "1",
+        "--chunk",
+        "100",
+        "--builtin",
+        "square",
+    ]));
+    let mut stdin = map.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, b"1\n2\n").unwrap();
+    // The first two are read: the pipe is empty again.
+    let left = || rustix::io::ioctl_fionread(&stdin).unwrap();
+    widemap_tests::eventually("the first two are read", left, |&left| left == 0);
+    std::io::Write::write_all(&mut stdin, b"3\n").unwrap();
+    drop(stdin);
+    assert_eq!(widemap_tests::bytes_of(map.stdout.take().unwrap()), b"1\n4\n9\n");
+    assert_eq!(map.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn results_of_functions_end_in_what_items_end_in() {
+    let map = ["map", "-0", "--builtin", "identity", ":::", "a", "b"];
+    assert_eq!(run(widemap(&map), b"").exits(0).stdout, b"a\0b\0");
+}

@@ -104,3 +104,16 @@ fn results_past_the_reorder_buffer_go_to_disk_and_come_in_order() {
     let ends: Vec<_> = done.text().lines().map(|line| line.trim_start_matches('a')).collect();
     assert_eq!(ends, (1..=60).map(|n| n.to_string()).collect::<Vec<_>>());
 }
+
+#[test]
+fn nobody_listening_on_standard_error_loses_no_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out");
+    let mut map = widemap(&["map", "--output", output.to_str().unwrap(), "--", "sh", "-c"]);
+    map.args(["echo $1; echo oops >&2; exit $1", "sh", ":::", "0", "1"]);
+    map.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    map.stderr(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    map.env("XDG_STATE_HOME", dir.path());
+    assert_eq!(map.status().unwrap().code(), Some(1));
+    assert_eq!(std::fs::read_to_string(&output).unwrap(), "0\n");
+}

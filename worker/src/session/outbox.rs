@@ -96,6 +96,11 @@ impl Outbox {
         reports
     }
 
+    /// The attempt that may go beyond what is granted.
+    pub(super) fn urgent(&self) -> Option<AttemptId> {
+        self.grant.urgent.map(|(attempt, _)| attempt)
+    }
+
     fn next_output(&mut self, attempts: &mut HashMap<AttemptId, Attempt>) -> Option<Report> {
         if self.blocked {
             return None;

@@ -391,6 +391,10 @@ impl Session {
             ticket: first.after(self.tasks.len()),
             outgoing: Outgoing::default(),
         };
+        if self.outbox.urgent() == Some(id) {
+            // The grant came ahead of its attempt.
+            self.lane.set_urgent(Some(attempt.ticket));
+        }
         self.attempts.insert(id, attempt);
         self.tasks.push(Task { attempt: id, job, range, input });
     }

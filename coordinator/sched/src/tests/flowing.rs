@@ -96,6 +96,19 @@ fn what_waits_is_fetched_back_for_an_idle_slot() {
 }
 
 #[test]
+fn what_failed_on_the_idle_worker_is_not_fetched_back_for_it() {
+    let mut script = Script::new().workers(2, 1).job(chunks_of(1), 3);
+    script.done_in(0, 1, &[]);
+    script.done_in(1, 1, &[0]);
+    script.said();
+    script.passes(50);
+    // It waits behind the other item, and would be sent there again each time.
+    script.expect(&["a3 c1+1 to w0"]);
+    script.done(2);
+    script.expect(&["accept c2+1 a2 run 1"]);
+}
+
+#[test]
 fn what_has_started_is_not_asked_for_twice() {
     let mut script = Script::new().workers(2, 1).job(chunks_of(1), 4);
     script.done_in(0, 1, &[]);

@@ -4,7 +4,7 @@ use widemap_common::ids::{AttemptId, JobId, WorkerId};
 
 use super::chunks_of;
 use super::script::Script;
-use crate::event::{DeathProof, Event, JobPolicy};
+use crate::event::{Action, DeathProof, Event, JobPolicy};
 
 #[test]
 fn nothing_further_ahead_is_started_while_storage_is_full() {
@@ -61,6 +61,21 @@ fn twins_that_both_fail_are_one_charge() {
 }
 
 #[test]
+fn a_twin_whose_original_has_failed_gets_no_twin_of_its_own() {
+    let speculate = JobPolicy { speculate: true, ..chunks_of(1) };
+    let mut script = Script::new().workers(3, 1).job(speculate, 12);
+    (1..12).for_each(|attempt| script.done(attempt));
+    script.said();
+    script.passes(1_000);
+    script.expect(&["a12 c0+1 to w1"]);
+    script.faulty(0, &[0]);
+    script.passes(60_000);
+    script.expect(&[]);
+    script.faulty(12, &[0]);
+    script.expect(&["retry c0+1 error"]);
+}
+
+#[test]
 fn without_speculation_a_straggler_is_left_alone() {
     let mut script = Script::new().workers(2, 1).job(chunks_of(1), 2);
     script.done(1);
@@ -85,6 +100,22 @@ fn a_cut_worker_keeps_what_it_has_until_it_is_back() {
     script.done(0);
     script.done(4);
     script.expect(&["accept c0+1 a0 run 1", "accept c2+1 a4 run 2", "ended j0"]);
+}
+
+#[test]
+fn a_worker_that_is_back_is_told_again_of_what_is_open_and_what_is_over() {
+    let mut script = Script::new().workers(1, 1).job(chunks_of(1), 1);
+    script.done(0);
+    script.open(chunks_of(1), 1);
+    script.tell(Event::WorkerCut { worker: WorkerId(0) });
+    let (worker, held) = (WorkerId(0), vec![AttemptId(1)]);
+    let mut actions = Vec::new();
+    script.scheduler.handle(script.now, Event::WorkerBack { worker, held }, &mut actions);
+    let (over, open) = (JobId(0), JobId(1));
+    assert_eq!(
+        actions,
+        [Action::CloseJob { worker, job: over }, Action::OpenJob { worker, job: open }]
+    );
 }
 
 #[test]

@@ -131,3 +131,29 @@ fn a_chunk_that_was_near_two_deaths_becomes_suspect_itself() {
     script.done(11);
     script.expect(&["accept c4+1 a11 run 3", "ended j0"]);
 }
+
+#[test]
+fn a_suspect_at_the_head_of_a_full_store_gets_its_worker_emptied() {
+    let policy = JobPolicy { crash_limit: 1, ..chunks_of(1) };
+    let mut script = Script::new().workers(2, 2).job(policy, 8);
+    script.said();
+    script.dies(0);
+    script.expect(&[]);
+    // What runs on the other worker could not be stored, and would never make room.
+    script.storage(true);
+    script.expect(&["cancel a3 on w1", "cancel a1 on w1", "a4 c0+1 to w1"]);
+}
+
+#[test]
+fn a_worker_kept_for_a_suspect_is_the_head_s_when_storage_is_full() {
+    let policy = JobPolicy { crash_limit: 1, ..chunks_of(1) };
+    let mut script = Script::new().workers(3, 1).job(policy, 3);
+    script.said();
+    script.dies(2);
+    script.storage(true);
+    script.done(0);
+    script.faulty(1, &[0]);
+    script.expect(&["accept c0+1 a0 run 1", "retry c1+1 error"]);
+    script.passes(50);
+    script.expect(&["a3 c1+1 to w0"]);
+}
