@@ -20,7 +20,10 @@ fn waker() -> (impl Fn() + Send + Sync + Clone, Receiver<()>) {
     let (wake, woken) = sync_channel(1);
     let wake = Arc::new(wake);
     // One pending wake-up is as good as many.
-    (move || drop(wake.try_send(())), woken)
+    let wake = move || {
+        let _ = wake.try_send(());
+    };
+    (wake, woken)
 }
 
 fn cut_all(path: &std::path::Path, items_max: u32) -> u64 {

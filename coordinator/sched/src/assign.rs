@@ -291,7 +291,7 @@ impl Scheduler {
 
     fn has_room(&self, worker: Key<Worker>, alone: bool) -> bool {
         let there = &self.workers[worker];
-        there.attempts < if alone { 1 } else { there.slots }
+        there.attempts < if alone { there.slots.min(1) } else { there.slots }
     }
 
     /// The job's attempt that is farthest ahead and could make room for the head.
@@ -305,6 +305,7 @@ impl Scheduler {
             let attempt = self.attempt(id);
             let there = &self.workers[attempt.worker];
             let fits = there.link == Link::Up
+                && there.slots > 0
                 && !(suspect && there.suspect.is_some_and(|other| other != key));
             (fits && attempt.stage != Stage::Waiting).then_some((attempt.worker, id))
         })

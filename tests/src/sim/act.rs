@@ -56,19 +56,19 @@ impl Coordinator {
 
     fn cut(&mut self, id: JobId, chunks: u32, items_max: u32, bytes_max: u64) {
         assert!(!self.job(id).told_full, "nothing is cut while {id} cannot store results");
-        for _ in 0..chunks {
-            match self.job(id).cut(items_max, bytes_max) {
-                Some((range, bytes)) => {
-                    self.events.push_back(Event::ChunkCut { job: id, range, bytes });
-                }
-                None => {
-                    self.events.push_back(Event::CutEnded { job: id });
-                    break;
-                }
-            }
+        let mut left = chunks;
+        while left > 0
+            && let Some((range, bytes)) = self.job(id).cut(items_max, bytes_max)
+        {
+            left -= 1;
+            self.events.push_back(Event::ChunkCut { job: id, range, bytes });
         }
         let level = self.job(id).level();
         self.events.push_back(Event::InputLevel { job: id, level });
+        // After the level, which may count what cannot be cut yet.
+        if left > 0 {
+            self.events.push_back(Event::CutEnded { job: id });
+        }
     }
 
     fn assign(&mut self, worker: WorkerId, attempt: AttemptId, job: JobId, range: ItemRange) {

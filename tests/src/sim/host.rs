@@ -326,7 +326,7 @@ impl World {
         let incarnation = process.incarnation;
         let drained = process.draining
             && process.session.as_ref().is_none_or(|session| {
-                !session.has_attempts() && !(session.stream.is_some() && session.has_reports())
+                !(session.has_attempts() || session.stream.is_some() && session.has_reports())
             });
         if drained {
             return self.kill(host, None);
@@ -348,6 +348,7 @@ impl World {
             let (cost_us, _) = self.coordinator.job(job).oracle.cost_us(range);
             let cost_us = cost_us * self.hosts[host].pace_percent / 100;
             self.note_overlap(host, job, range);
+            self.coordinator.job(job).started.push(range);
             let at = now + Duration::from_micros(cost_us);
             self.agenda.put(at, Due::Finish(host, incarnation, attempt));
         }

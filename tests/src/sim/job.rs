@@ -38,6 +38,8 @@ pub(super) struct Job {
     pub(super) urged: Option<(AttemptId, u64)>,
     /// Every range that was assigned, in order.
     pub(super) assigned: Vec<ItemRange>,
+    /// Every range that a worker began to run.
+    pub(super) started: Vec<ItemRange>,
     pub(super) rejected: u32,
     pub(super) ended: bool,
 }
@@ -76,6 +78,7 @@ impl Job {
             judged: None,
             urged: None,
             assigned: Vec::new(),
+            started: Vec::new(),
             rejected: 0,
             ended: false,
         }
@@ -93,7 +96,9 @@ impl Job {
 
     /// What can be cut, and what is known of the rest.
     pub(super) fn level(&self) -> InputLevel {
-        let whole = match self.fixed_items() {
+        // Blocks are counted when they are whole; what is read of a chunk of a fixed size counts
+        // before it can be cut.
+        let whole = match self.oracle.block_items.map(|items| items as usize) {
             Some(items) if !self.all_arrived() => {
                 let ready = self.arrived_items - self.cut_items;
                 self.cut_items + ready - ready % items

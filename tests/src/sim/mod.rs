@@ -6,6 +6,8 @@
 //! and keep to the real ones; the scheduler, held input, reports and the messages of a session are
 //! the real ones. The reorder buffer is a simple one, since the real one writes through threads.
 
+#![allow(clippy::needless_pass_by_value, reason = "what happens in a simulation is consumed by it")]
+
 mod act;
 mod agenda;
 mod coordinator;

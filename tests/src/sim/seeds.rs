@@ -91,7 +91,7 @@ fn open_job(sim: &mut Sim) {
     let options = sim.world().options.clone();
     let items: Vec<_> = (1..=options.items as u64).map(|value| item(sim.world(), value)).collect();
     let runtime = if sim.world().rng.bool() { Runtime::Builtin } else { Runtime::Exec };
-    let draft = sim.map(|value| value * value, 1..=0).items(items).runtime(runtime);
+    let draft = sim.map(|value| value * value, 1..=1).items(items).runtime(runtime);
     match (options.block_items, options.chunk_items) {
         (Some(items), _) => draft.blocks_of(items),
         (None, Some(items)) => draft.chunk_size(items),

@@ -350,6 +350,13 @@ impl Sim {
         self.job(map).assigned.iter().filter(|assigned| range.covers(**assigned)).count()
     }
 
+    /// How often a worker began to run items of the chunk.
+    #[must_use]
+    pub fn runs(&self, map: Map, chunk: Chunk) -> usize {
+        let range = chunk.range(map);
+        self.job(map).started.iter().filter(|started| range.covers(**started)).count()
+    }
+
     /// How the item (its number from 1) failed, if it did.
     #[must_use]
     pub fn failure(&self, map: Map, number: u64) -> Option<FailureKind> {

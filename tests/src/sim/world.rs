@@ -21,7 +21,7 @@ use super::options::Options;
 const STEPS_MAX: u64 = 2_000_000;
 
 /// See the file's head.
-pub struct World {
+pub(super) struct World {
     pub(super) options: Options,
     pub(super) timers: Timers,
     pub(super) now: Time,

@@ -1,4 +1,6 @@
-//! The outer rings: real processes on loopback.
+//! The outer rings: the simulation, and real processes on loopback.
+
+#![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod errors;
 mod faults;

@@ -62,7 +62,7 @@ fn a_cut_of_three_seconds_runs_nothing_again() {
     sim.cut("ann", Duration::from_secs(3));
     sim.run_to_end();
     assert_eq!(sim.output(job), squares(1..=8));
-    assert!((0..8).all(|index| sim.attempts(job, chunk(index)) == 1));
+    assert!((0..8).all(|index| sim.runs(job, chunk(index)) == 1));
     assert_eq!(sim.counts(job).workers_lost, 0);
 }
 
@@ -212,7 +212,7 @@ fn a_drained_worker_finishes_what_it_runs_and_loses_nothing() {
     sim.until(gone("ann"));
     sim.run_to_end();
     assert_eq!(sim.output(job), squares(1..=30));
-    assert!((0..30).all(|index| sim.attempts(job, chunk(index)) == 1), "nothing ran twice");
+    assert!((0..30).all(|index| sim.runs(job, chunk(index)) == 1), "nothing ran twice");
     assert_eq!(sim.counts(job).workers_lost, 0);
 }
 
