@@ -1,10 +1,12 @@
 //! The job of a map as the driver keeps it: its input, what is held of it, its results on their way
 //! to the output, and what must be said of it at the end.
 
+mod ending;
+mod members;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -12,17 +14,19 @@ use widemap_common::failure::FailureKind;
 use widemap_common::ids::{AttemptId, ItemRange, WorkerId};
 use widemap_common::limits::SUMMARY_FAILURES;
 use widemap_common::spec::{Directory, JobSpec, Runtime};
-use widemap_proto::session::{Done, Part, Refusal, WorkerHello};
+use widemap_proto::session::{Done, Part};
 use widemap_sched::event::{Failure, InputLevel, JobPolicy};
 
 use super::Attempt;
-use super::plan::{Ending, Outcome, Plan, Results};
+use super::plan::{Plan, Results};
 use crate::data::{
-    self, BlockRule, FailureRecord, FailuresFile, Format, HeldInput, Input, ItemCounts, Merge,
-    MergeConfig, OutputFile, Report, ResultShape, Shape, SinkConfig, SinkTarget,
+    self, BlockRule, FailureRecord, FailuresFile, Format, HeldInput, Input, Merge, MergeConfig,
+    OutputFile, Report, ResultShape, Shape, SinkConfig, SinkTarget,
 };
 use crate::error::MapError;
 use crate::summary::{Counts, NamedFailure};
+
+pub(super) use ending::Lost;
 
 /// See the file's head.
 pub(super) struct Job {
@@ -439,201 +443,6 @@ impl Job {
     pub(super) fn next_item(&self) -> u64 {
         self.merge.next_item()
     }
-
-    // ---- Workers ----
-
-    /// A worker cannot run the job.
-    pub(super) fn refused(&mut self, worker: WorkerId, name: &str, refusal: &Refusal) {
-        let message = format!("{name}: {}", refusal.message);
-        self.refusals.insert(worker, Refused { message, unable: true });
-    }
-
-    /// Notes if a worker that has just appeared does not fit the job at all.
-    pub(super) fn meet(&mut self, worker: WorkerId, hello: &WorkerHello) -> Option<String> {
-        let runtime = self.policy.runtime;
-        let lacks = |(key, value): (&String, &String)| hello.labels.get(key) != Some(value);
-        let missing = self.policy.require.iter().find(|&label| lacks(label));
-        let (message, unable) = if !hello.runtimes.contains(&runtime) {
-            let allowed: Vec<_> = hello.runtimes.iter().map(|runtime| runtime.name()).collect();
-            let allowed = allowed.join(", ");
-            (format!("it does not allow {runtime} (it allows: {allowed})"), true)
-        } else if let Some((key, value)) = missing {
-            (format!("it has no label {key}={value} (--require)"), false)
-        } else {
-            return None;
-        };
-        let named = format!("{}: {message}", hello.name);
-        self.refusals.insert(worker, Refused { message: named, unable });
-        Some(message)
-    }
-
-    /// Whether a worker cannot run the job.
-    pub(super) fn has_refused(&self, worker: WorkerId) -> bool {
-        self.refusals.contains_key(&worker)
-    }
-
-    /// Some worker could run the job.
-    pub(super) fn was_ready(&mut self) {
-        self.has_been_ready = true;
-    }
-
-    /// Whether some worker could run the job at some time.
-    pub(super) fn has_been_ready(&self) -> bool {
-        self.has_been_ready
-    }
-
-    /// Whether a worker lacks what the function needs.
-    pub(super) fn is_unable(&self, worker: WorkerId) -> bool {
-        self.refusals.get(&worker).is_some_and(|refused| refused.unable)
-    }
-
-    /// Why a worker cannot run the job.
-    pub(super) fn refusal_of(&self, worker: WorkerId) -> Option<&str> {
-        self.refusals.get(&worker).map(|refused| refused.message.as_str())
-    }
-
-    /// Why workers cannot run the job, a line each.
-    pub(super) fn refusals(&self) -> Vec<String> {
-        self.refusals.values().map(|refused| format!("  {}", refused.message)).collect()
-    }
-
-    // ---- The end ----
-
-    /// Whether what is left can never be delivered: the sink has failed.
-    pub(super) fn cannot_deliver(&self) -> bool {
-        self.merge.sink_has_failed()
-    }
-
-    /// Puts the output in its place, writes the receipt, and says what came of the map. `finished`
-    /// says whether every item has its last word.
-    pub(super) fn close(
-        mut self,
-        ending: Ending,
-        error: Option<MapError>,
-        lost: Lost,
-        elapsed: Duration,
-    ) -> Outcome {
-        let counts = Counts {
-            workers: lost.workers,
-            workers_lost: lost.workers_lost,
-            speculative_wins: lost.speculative_wins,
-            ..self.counts()
-        };
-        let mut error = error.or_else(|| self.input_error());
-        let complete = error.is_none() && ending == Ending::Complete;
-        let delivered = self.delivered.take();
-        let items = ItemCounts {
-            read: counts.read,
-            ok: counts.ok,
-            failed: counts.failed,
-            not_run: if complete {
-                0
-            } else {
-                counts.read.saturating_sub(counts.ok + counts.failed)
-            },
-        };
-        if let Err(unbalanced) = items.check() {
-            error.get_or_insert(unbalanced.into());
-        }
-        let complete = error.is_none() && ending == Ending::Complete;
-        let placed = self.place_output(complete);
-        let delivered = delivered.and_then(Result::ok);
-        let told =
-            delivered.as_ref().is_some_and(|report| report.failures_kept && report.failures > 0);
-        let receipt =
-            delivered.map_or(Ok(()), |report| self.write_receipt(items, &report, elapsed));
-        let mut advice = None;
-        match placed.and_then(|partial| receipt.map(|()| partial)) {
-            Ok(partial) => advice = self.advice(ending, partial, items),
-            Err(failed) => {
-                error.get_or_insert(failed);
-            }
-        }
-        Outcome {
-            ending,
-            // What could not be written is not told of.
-            failures_file: (counts.failed > 0 && told).then_some(self.failures_file),
-            failures: self.failures,
-            counts,
-            advice,
-            error,
-        }
-    }
-
-    fn input_error(&mut self) -> Option<MapError> {
-        self.input.take_error().map(MapError::from)
-    }
-
-    /// The output in its place if it is complete; else where what there is was kept.
-    fn place_output(&mut self, complete: bool) -> Result<Option<PathBuf>, MapError> {
-        match self.output.take() {
-            None => Ok(None),
-            Some(output) if complete => Ok(output.commit().map(|()| None)?),
-            Some(output) => Ok(output.keep_partial()?),
-        }
-    }
-
-    fn write_receipt(
-        &mut self,
-        items: ItemCounts,
-        report: &data::SinkReport,
-        elapsed: Duration,
-    ) -> Result<(), MapError> {
-        let Some(receipt) = self.receipt.take() else { return Ok(()) };
-        let json = data::receipt_json(&self.spec, items, report, elapsed.as_secs_f64());
-        receipt.write_whole(json.as_bytes()).map_err(MapError::Receipt)
-    }
-
-    /// How to go on after a map that was stopped.
-    fn advice(
-        &self,
-        ending: Ending,
-        partial: Option<PathBuf>,
-        items: ItemCounts,
-    ) -> Option<String> {
-        let kept = partial.map(|path| format!("what there is was kept as {}", path.display()));
-        if items.not_run == 0 || ending == Ending::ReaderGone {
-            return kept;
-        }
-        let done = self.merge.next_item();
-        let rest = match (self.results.unordered, done) {
-            (true, _) => {
-                "to go on, run it again: the output does not tell what is missing".to_owned()
-            }
-            (false, 0) if !matches!(ending, Ending::Signal(_)) => return kept,
-            (false, 0) => "to go on, run it again: nothing of the output was written".to_owned(),
-            (false, done) => format!(
-                "the output has the first {done} of {} items; to go on, map the items from number {} \
-                 on and append the output",
-                items.read,
-                done + 1
-            ),
-        };
-        Some(
-            kept.map_or_else(
-                || format!("stopped: {rest}"),
-                |kept| format!("stopped: {kept}; {rest}"),
-            ),
-        )
-    }
-
-    /// What was done so far.
-    pub(super) fn counts(&self) -> Counts {
-        let read = self.input.cut_items()
-            + if self.shape.is_block_wise { 0 } else { self.input.level().ready_items };
-        Counts { read, ..self.counts.clone() }
-    }
-}
-
-/// What only the scheduler counts.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Lost {
-    /// Workers that were ever attached.
-    pub(super) workers: usize,
-    /// Workers that were lost while they had attempts.
-    pub(super) workers_lost: u64,
-    /// Speculative attempts that came in first.
-    pub(super) speculative_wins: u64,
 }
 
 fn shape(spec: &JobSpec, blocks: BlockRule) -> Shape {

@@ -281,9 +281,9 @@ impl Oracle {
                     assert_ne!(fate, Fate::Accepted, "item {at} cannot succeed");
                 }
                 (Nature::Good, fate) if alone && calm.nobody_lies && calm.nobody_crashes => {
-                    // A twin that was cancelled may have killed its worker already, where the next
-                    // suspect is then charged with it.
-                    let sure = policy.crash_limit > u32::from(policy.speculate);
+                    // What was cancelled may have killed its worker before that was heard of: then
+                    // the suspect that was sent there next is charged.
+                    let sure = policy.crash_limit > u32::from(policy.speculate) && calm.one_poison;
                     assert!(
                         fate == Fate::Accepted || !sure,
                         "item {at} is good, but {fate:?}: {life:?}"
@@ -320,6 +320,8 @@ pub(super) struct Calm {
     pub(super) nobody_lies: bool,
     /// No process died but by a poison item, and none of those unseen.
     pub(super) nobody_crashes: bool,
+    /// There was one poison item at the most.
+    pub(super) one_poison: bool,
 }
 
 fn index(item: u64) -> usize {
