@@ -7,5 +7,5 @@ pub mod sim;
 mod wait;
 
 pub use binaries::binary;
-pub use process::{Run, WorkerProcess, bytes_of, exec_in_background, run, widemap};
+pub use process::{Run, WorkerProcess, bytes_of, exec_in_background, run, run_within, widemap};
 pub use wait::{eventually, needs};

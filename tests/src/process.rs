@@ -83,7 +83,7 @@ impl WorkerProcess {
     /// # Panics
     /// If it does not end.
     pub fn exit_status(&mut self) -> i32 {
-        wait(&mut self.child, "widemap-worker").code().unwrap_or(-1)
+        wait(&mut self.child, "widemap-worker", BOUND).code().unwrap_or(-1)
     }
 }
 
@@ -140,7 +140,16 @@ pub fn widemap(arguments: &[&str]) -> Command {
 /// # Panics
 /// If it cannot be started or does not end within a minute.
 #[must_use]
-pub fn run(mut command: Command, input: &[u8]) -> Run {
+pub fn run(command: Command, input: &[u8]) -> Run {
+    run_within(BOUND, command, input)
+}
+
+/// The same with a bound of its own, for a command that builds something first.
+///
+/// # Panics
+/// If it cannot be started or does not end in time.
+#[must_use]
+pub fn run_within(bound: Duration, mut command: Command, input: &[u8]) -> Run {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it starts");
     let (mut stdin, stdout, stderr) = pipes(&mut child);
@@ -151,7 +160,7 @@ pub fn run(mut command: Command, input: &[u8]) -> Run {
         });
         let stdout = scope.spawn(move || bytes_of(stdout));
         let stderr = scope.spawn(move || bytes_of(stderr));
-        let status = wait(&mut child, "widemap");
+        let status = wait(&mut child, "widemap", bound);
         let stdout = stdout.join().expect("the reader does not panic");
         let stderr = stderr.join().expect("the reader does not panic");
         Run {
@@ -193,15 +202,15 @@ fn pipes(child: &mut Child) -> Pipes {
     )
 }
 
-fn wait(child: &mut Child, name: &str) -> std::process::ExitStatus {
-    let bound = Instant::now() + BOUND;
+fn wait(child: &mut Child, name: &str, bound: Duration) -> std::process::ExitStatus {
+    let end = Instant::now() + bound;
     loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             return status;
         }
-        if Instant::now() > bound {
+        if Instant::now() > end {
             let _ = child.kill();
-            panic!("{name} did not end within {BOUND:?}");
+            panic!("{name} did not end within {bound:?}");
         }
         std::thread::park_timeout(Duration::from_millis(2));
     }

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use widemap_tests::{binary, needs, run};
+use widemap_tests::{binary, needs, run, run_within};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -71,7 +71,9 @@ fn the_first_command_works_from_a_checkout() {
     let block = blocks.iter().find(|block| block.contains("cargo run")).unwrap();
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-c", block]).current_dir(ROOT);
-    let done = run(shell, b"").exits(0);
+    // A release build from nothing takes minutes.
+    let bound = std::time::Duration::from_secs(20 * 60);
+    let done = run_within(bound, shell, b"").exits(0);
     assert_eq!(done.text(), "item 1\nitem 2\nitem 3\nitem 4\nitem 5\n");
 }
 
