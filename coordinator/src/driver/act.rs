@@ -38,7 +38,6 @@ impl Driver {
                 self.attempts.remove(&attempt);
                 self.job.discard(attempt);
                 if let Some(link) = self.fleet.link(worker) {
-                    link.outbox.recall_started(attempt);
                     link.outbox.accepted(attempt);
                     self.dirty.insert(worker);
                 }
@@ -101,9 +100,8 @@ impl Driver {
             Err(error) => return self.fail(error),
         };
         self.attempts.insert(attempt, Attempt { worker, range, staged_bytes: 0 });
-        let at_head = range.contains(self.job.next_item());
         if let Some(link) = self.fleet.link(worker) {
-            link.outbox.assign(attempt, job, range, input, at_head);
+            link.outbox.assign(attempt, job, range, input);
             self.dirty.insert(worker);
         }
     }

@@ -438,11 +438,6 @@ impl Job {
         let at_head = attempts.iter().filter(|(_, attempt)| attempt.range.contains(next));
         at_head.map(|(&id, attempt)| (attempt.worker, id, attempt.staged_bytes)).collect()
     }
-
-    /// The first item that has not gone to the sink.
-    pub(super) fn next_item(&self) -> u64 {
-        self.merge.next_item()
-    }
 }
 
 fn shape(spec: &JobSpec, blocks: BlockRule) -> Shape {

@@ -75,25 +75,10 @@ impl Outbox {
         self.filled.notify_one();
     }
 
-    /// Puts in an assignment with its whole input; it is sent in parts. What the output waits for goes
-    /// ahead of all that the worker has not heard of.
-    pub(crate) fn assign(
-        &self,
-        attempt: AttemptId,
-        job: JobId,
-        range: ItemRange,
-        input: Bytes,
-        at_head: bool,
-    ) {
+    /// Puts in an assignment with its whole input; it is sent in parts.
+    pub(crate) fn assign(&self, attempt: AttemptId, job: JobId, range: ItemRange, input: Bytes) {
         let outgoing = Outgoing { attempt, job, range, input, progress: Sending::Unsent };
-        let mut waiting = self.lock();
-        if at_head {
-            let unsent = |out: &Outgoing| out.progress == Sending::Unsent;
-            let place = waiting.assigns.iter().position(unsent).unwrap_or(waiting.assigns.len());
-            waiting.assigns.insert(place, outgoing);
-        } else {
-            waiting.assigns.push_back(outgoing);
-        }
+        self.lock().assigns.push_back(outgoing);
     }
 
     /// Tells the worker that it may forget a result.
@@ -116,14 +101,6 @@ impl Outbox {
     /// Wakes the link after a series of [`Outbox::assign`] and [`Outbox::accepted`].
     pub(crate) fn flush(&self) {
         self.filled.notify_one();
-    }
-
-    /// Sends no more input of an attempt that is over, if it is being sent.
-    pub(crate) fn recall_started(&self, attempt: AttemptId) {
-        let mut waiting = self.lock();
-        if waiting.assigns.front().is_some_and(|out| out.attempt == attempt) {
-            waiting.assigns.pop_front();
-        }
     }
 
     /// Takes what is not sent of an attempt's input back.
@@ -280,7 +257,7 @@ mod tests {
 
     fn put(outbox: &Outbox, attempt: u64, bytes: usize) {
         let range = ItemRange::new(attempt, 1);
-        outbox.assign(AttemptId(attempt), JobId(1), range, Bytes::from(vec![b'x'; bytes]), false);
+        outbox.assign(AttemptId(attempt), JobId(1), range, Bytes::from(vec![b'x'; bytes]));
     }
 
     fn take(outbox: &Outbox) -> Vec<Order> {
