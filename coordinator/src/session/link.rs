@@ -222,13 +222,21 @@ impl Runner {
         StreamEnd::Goodbye
     }
 
+    /// Takes in what the worker says. Each ping is answered: a worker whose connection stands and that
+    /// says nothing at all is stuck, and is treated as one that is cut off.
     async fn read(&self, reports: &mut Streaming<FromWorker>, begun: Instant) -> StreamEnd {
+        let silence_ms = self.timers.keepalive_ms + self.timers.keepalive_timeout_ms;
+        let silence = Duration::from_millis(silence_ms);
         loop {
-            let batch = match reports.message().await {
-                Ok(Some(batch)) => batch,
+            let batch = match tokio::time::timeout(silence, reports.message()).await {
+                Ok(Ok(Some(batch))) => batch,
                 _ if self.goodbye.is_cancelled() => return StreamEnd::Goodbye,
-                Ok(None) => return StreamEnd::Ended,
-                Err(status) => return ended(&status),
+                Ok(Ok(None)) => return StreamEnd::Ended,
+                Ok(Err(status)) => return ended(&status),
+                Err(_) => {
+                    let reason = format!("connected, but not a word from it for {silence:?}");
+                    return StreamEnd::Cut(reason);
+                }
             };
             match Vec::<Report>::try_from(batch) {
                 Ok(batch) => self.deliver(batch, begun).await,
@@ -268,14 +276,16 @@ impl Runner {
         StreamEnd::Refused(error.to_string())
     }
 
-    /// Measures round trips: soon after the start, then at each heartbeat.
+    /// Measures round trips and prolongs the lease: soon after the start, then at each heartbeat, and
+    /// several times within a lease.
     async fn ping(&self, begun: Instant) {
-        let mut pause = Duration::from_millis(self.timers.heartbeat_ms.min(20));
+        let longest_ms = self.timers.heartbeat_ms.min(self.timers.lease_ms / 8).max(1);
+        let mut pause = Duration::from_millis(longest_ms.min(20));
         loop {
             tokio::time::sleep(pause).await;
             let stamp_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.outbox.order(Order::Ping(stamp_us));
-            pause = (pause * 2).min(Duration::from_millis(self.timers.heartbeat_ms));
+            pause = (pause * 2).min(Duration::from_millis(longest_ms));
         }
     }
 

@@ -16,6 +16,7 @@ use widemap_common::time::Timers;
 use widemap_proto::VERSION;
 use widemap_proto::session::{CoordinatorHello, Order, WorkerHello};
 
+use super::lease::Lease;
 use super::shares::Shares;
 use super::state::Session;
 use super::{Actor, Attachment, Lifecycle, Stream, until};
@@ -246,9 +247,8 @@ impl Running {
             shares: self.shares.clone(),
             lifecycle: self.lifecycle.subscribe(),
             heartbeat: Duration::from_millis(timers.heartbeat_ms.max(1)),
-            lease_margin: Duration::from_millis(timers.lease_margin_ms),
             kill_grace: Duration::from_millis(timers.kill_grace_ms),
-            lease: Duration::ZERO,
+            lease: Lease::new(Duration::from_millis(timers.lease_margin_ms), Instant::now()),
             returns: self.hub.returns,
             cleanups: JoinSet::new(),
         }

@@ -3,6 +3,7 @@
 
 mod hub;
 mod input;
+mod lease;
 mod outbox;
 mod outgoing;
 mod shares;
@@ -22,6 +23,7 @@ use widemap_proto::wire::{FromWorker, ToWorker};
 pub(crate) use hub::Hub;
 
 use crate::job::Job;
+use lease::Lease;
 use shares::{ShareId, Shares};
 use state::Session;
 
@@ -90,10 +92,9 @@ struct Actor {
     shares_changed: watch::Receiver<()>,
     lifecycle: watch::Receiver<Lifecycle>,
     heartbeat: Duration,
-    lease_margin: Duration,
     kill_grace: Duration,
     /// How long the coordinator may be away.
-    lease: Duration,
+    lease: Lease,
     /// Whether a coordinator can come back at all.
     returns: bool,
     /// Directories of closed jobs that are being removed.
@@ -121,8 +122,7 @@ impl Actor {
     /// Carries a stream.
     async fn attached(&mut self, attachment: Attachment) -> StreamEnd {
         let Attachment { hello, orders, mut stream } = attachment;
-        let linger = Duration::from_millis(hello.linger_ms);
-        self.lease = linger.saturating_sub(self.lease_margin);
+        self.lease.begin_stream(Instant::now(), Duration::from_millis(hello.linger_ms));
         self.session.set_credit(self.shares.credit(self.share));
         self.session.attach(self.greeting.clone());
         if let Lifecycle::Draining { deadline, .. } = *self.lifecycle.borrow_and_update() {
@@ -140,6 +140,10 @@ impl Actor {
                 return StreamEnd::Over;
             }
             let give_up = self.drain_end();
+            // Who does not listen cannot say that nobody speaks; and what lives in one process with
+            // its coordinator stops and goes on with it.
+            let listens = self.returns && self.session.takes_orders();
+            let unheard = listens.then(|| self.lease.end());
             tokio::select! {
                 message = stream.inbound.message(), if self.session.takes_orders() => {
                     let message = match message {
@@ -163,6 +167,10 @@ impl Actor {
                 () = stream.outbound.closed(), if !has_reports => return StreamEnd::Detached,
                 () = meter.notify.notified() => self.collect(),
                 _ = heartbeat.tick() => self.session.heartbeat(),
+                () = until(unheard) => {
+                    tracing::warn!("a coordinator is silent: its lease has ended");
+                    break (StreamEnd::Over, Some(unheard_for(self.lease.length())));
+                }
                 next = self.attachments.recv() => {
                     break match next {
                         Some(next) => (StreamEnd::Replaced(Box::new(next)), None),
@@ -218,8 +226,9 @@ impl Actor {
 
     /// Goes on without a stream, until the coordinator is back or its lease has ended.
     async fn detached(&mut self) -> StreamEnd {
-        let lease_end = Instant::now() + self.lease;
-        tracing::info!(lease = ?self.lease, "a coordinator is cut off");
+        let lease_end = self.lease.end();
+        let left = lease_end.saturating_duration_since(Instant::now());
+        tracing::info!(lease = ?left, "a coordinator is cut off");
         let meter = self.session.lane.meter.clone();
         loop {
             if self.is_drained() {
@@ -280,6 +289,9 @@ impl Actor {
 
     fn take_orders(&mut self, orders: Result<Vec<Order>, Status>) -> Result<(), Status> {
         let handled = self.session.handle(orders?);
+        if let Some(stamp_us) = self.session.take_ping() {
+            self.lease.heard(Instant::now(), stamp_us);
+        }
         if let Some(demand) = self.session.take_demand() {
             self.shares.set_demand(self.share, demand);
         }
@@ -355,6 +367,10 @@ async fn until(moment: Option<Instant>) {
 fn millis_until(deadline: Instant) -> u64 {
     let left = deadline.saturating_duration_since(Instant::now());
     u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn unheard_for(lease: Duration) -> Status {
+    Status::aborted(format!("nothing was heard of this coordinator for {lease:?}"))
 }
 
 fn superseded() -> Status {

@@ -76,6 +76,8 @@ pub(super) struct Session {
     credit: Credit,
     /// What the coordinator said of its demand and nobody has taken yet.
     demand: Option<u32>,
+    /// The stamp of the last ping, likewise.
+    ping: Option<u64>,
     draining: bool,
 }
 
@@ -96,6 +98,7 @@ impl Session {
             paused: false,
             credit: Credit { slots: 0, queue: 0 },
             demand: None,
+            ping: None,
             draining: false,
         }
     }
@@ -162,7 +165,10 @@ impl Session {
                     self.cancel(attempt);
                 }
             }
-            Order::Ping(stamp) => self.outbox.push(Report::Pong(stamp)),
+            Order::Ping(stamp) => {
+                self.ping = Some(stamp);
+                self.outbox.push(Report::Pong(stamp));
+            }
             Order::OutputGrant(grant) => self.set_grant(grant),
             Order::OpenJob(job, spec) => self.open_job(job, *spec),
             Order::CloseJob(job) => self.close_job(job),
@@ -225,6 +231,11 @@ impl Session {
     /// What the coordinator last said of its demand, if it is news.
     pub(super) fn take_demand(&mut self) -> Option<u32> {
         self.demand.take()
+    }
+
+    /// The stamp of the last ping, if it is news.
+    pub(super) fn take_ping(&mut self) -> Option<u64> {
+        self.ping.take()
     }
 
     /// Whether anything is held.

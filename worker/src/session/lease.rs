@@ -1,0 +1,103 @@
+//! How long a coordinator may be unheard before its attempts are ended, so that they are over when it
+//! gives them to another worker.
+//!
+//! A ping carries the moment at which it was sent, on the coordinator's clock. What was held up on the
+//! way and arrives late must not prolong the lease: it is counted from when the ping would have
+//! arrived by the fastest way seen on its stream, not from when it did.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The right of one coordinator's attempts to run.
+#[derive(Debug)]
+pub(super) struct Lease {
+    margin: Duration,
+    length: Duration,
+    /// When the present stream began, and when the coordinator was heard last.
+    begun: Instant,
+    heard: Instant,
+    /// The fastest arrival of a ping on the present stream, less its stamp.
+    fastest_us: Option<i64>,
+}
+
+impl Lease {
+    /// A lease that ends `margin` before the coordinator takes it to end.
+    pub(super) fn new(margin: Duration, now: Instant) -> Self {
+        Self { margin, length: Duration::ZERO, begun: now, heard: now, fastest_us: None }
+    }
+
+    /// A stream begins: its hello is the first thing heard. The coordinator waits for `linger`.
+    pub(super) fn begin_stream(&mut self, now: Instant, linger: Duration) {
+        // Where the wait is short, half of it is margin enough.
+        self.length = linger - self.margin.min(linger / 2);
+        (self.begun, self.heard, self.fastest_us) = (now, now, None);
+    }
+
+    /// A ping with this stamp, in microseconds of the coordinator's clock, has arrived.
+    pub(super) fn heard(&mut self, now: Instant, stamp_us: u64) {
+        let arrival_us = micros(now.saturating_duration_since(self.begun));
+        let stamp_us = i64::try_from(stamp_us).unwrap_or(i64::MAX);
+        let transit_us = arrival_us.saturating_sub(stamp_us);
+        let fastest_us = self.fastest_us.map_or(transit_us, |fastest| fastest.min(transit_us));
+        self.fastest_us = Some(fastest_us);
+        let late_us = u64::try_from(transit_us.saturating_sub(fastest_us)).unwrap_or(0);
+        let said = now.checked_sub(Duration::from_micros(late_us)).unwrap_or(self.begun);
+        self.heard = self.heard.max(said);
+    }
+
+    /// When it ends, unless something is heard before.
+    pub(super) fn end(&self) -> Instant {
+        self.heard + self.length
+    }
+
+    /// How long the coordinator may be unheard.
+    pub(super) fn length(&self) -> Duration {
+        self.length
+    }
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn lease(margin: Duration, linger: Duration) -> (Lease, Instant) {
+        let now = Instant::now();
+        let mut lease = Lease::new(margin, now);
+        lease.begin_stream(now, linger);
+        (lease, now)
+    }
+
+    #[tokio::test]
+    async fn it_is_counted_from_the_last_ping() {
+        let (mut lease, begun) = lease(2 * SECOND, 20 * SECOND);
+        assert_eq!(lease.end(), begun + 18 * SECOND);
+        lease.heard(begun + SECOND, 900_000);
+        lease.heard(begun + 2 * SECOND, 1_900_000);
+        assert_eq!(lease.end(), begun + 20 * SECOND);
+    }
+
+    #[tokio::test]
+    async fn pings_that_were_held_up_prolong_nothing() {
+        let (mut lease, begun) = lease(2 * SECOND, 20 * SECOND);
+        lease.heard(begun + SECOND, 900_000);
+        // Sent at 2 s, arrived at 12 s, when the way was free again.
+        lease.heard(begun + 12 * SECOND, 2_000_000);
+        assert_eq!(lease.end(), begun + Duration::from_millis(2_100) + 18 * SECOND);
+        // One that was sent before is no news.
+        lease.heard(begun + 12 * SECOND, 1_500_000);
+        assert_eq!(lease.end(), begun + Duration::from_millis(2_100) + 18 * SECOND);
+    }
+
+    #[tokio::test]
+    async fn a_short_lease_keeps_half_of_itself() {
+        let (lease, begun) = lease(2 * SECOND, Duration::from_millis(600));
+        assert_eq!(lease.end(), begun + Duration::from_millis(300));
+    }
+}
