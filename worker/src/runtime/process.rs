@@ -220,8 +220,7 @@ impl<'a, 'b> Process<'a, 'b> {
     pub(super) fn run(mut self) -> Result<Outcome, SpawnerGone> {
         let mut wait = Wait::Pause(FIRST_LOOK);
         if self.stdin.is_some() {
-            self.pump();
-            wait = Wait::Ready;
+            wait = if self.pump() >= STREAM_BYTES { Wait::Pause(STREAM_PAUSE) } else { Wait::Ready };
         }
         loop {
             self.wait(wait)?;
@@ -299,7 +298,8 @@ impl<'a, 'b> Process<'a, 'b> {
     fn feed(&mut self) -> usize {
         let Some((pipe, feed)) = &mut self.stdin else { return 0 };
         let mut moved = 0;
-        while moved < TURN_BYTES {
+        loop {
+            // The end is looked for first: a process that waits for it may never say another word.
             let more = feed.fill(self.control);
             let Some(part) = feed.parts.front_mut() else {
                 if !more {
@@ -307,6 +307,9 @@ impl<'a, 'b> Process<'a, 'b> {
                 }
                 return moved;
             };
+            if moved >= TURN_BYTES {
+                return moved;
+            }
             match rustix::io::write(&*pipe, part) {
                 Ok(written) => {
                     moved += written;
@@ -324,7 +327,6 @@ impl<'a, 'b> Process<'a, 'b> {
                 }
             }
         }
-        moved
     }
 
     fn close_stdin(&mut self) {
