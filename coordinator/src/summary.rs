@@ -1,5 +1,6 @@
 //! The last word of a map on standard error: what was done, and what to do about what failed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(crate) struct Counts {
     pub(crate) workers_lost: u64,
     /// Speculative attempts that came in first.
     pub(crate) speculative_wins: u64,
+    /// Workers that were left out, how often and for how long in all.
+    pub(crate) left_out: BTreeMap<String, (u32, Duration)>,
 }
 
 /// An item that failed, as the summary names it.
@@ -66,6 +69,13 @@ pub(crate) fn lines(
             None => lines.push(format!("widemap: all failures are in {file}")),
         }
     }
+    for (name, (times, in_all)) in &counts.left_out {
+        lines.push(format!(
+            "widemap: worker {name} was left out {} ({in_all:?} in all): what it ran failed, what \
+             others ran did not; look at its log, or leave it away",
+            plural(u64::from(*times), "time")
+        ));
+    }
     let not_run = counts.read.saturating_sub(counts.ok + counts.failed);
     let mut sum = format!("widemap: {}, {} failed", plural(counts.read, "item"), counts.failed);
     if not_run > 0 {
@@ -94,7 +104,9 @@ mod tests {
 
     #[test]
     fn the_last_line_sums_up_and_failures_are_named_before_it() {
-        let counts = Counts { read: 10, ok: 8, failed: 1, workers: 2, ..Counts::default() };
+        let left_out = BTreeMap::from([("bob".to_owned(), (2, Duration::from_secs(3)))]);
+        let counts =
+            Counts { read: 10, ok: 8, failed: 1, workers: 2, left_out, ..Counts::default() };
         let failure = NamedFailure {
             item: "item 3 `x\\r`".into(),
             message: "exited with status 1\nmore".into(),
@@ -105,6 +117,7 @@ mod tests {
         assert_eq!(lines[0], "widemap: failed: item 3 `x\\r`: exited with status 1");
         assert!(lines[1].contains("carriage return"));
         assert_eq!(lines[2], "widemap: all failures are in f.jsonl; only those again:");
+        assert!(lines[4].starts_with("widemap: worker bob was left out 2 times (3s in all)"));
         assert_eq!(
             lines.last().unwrap(),
             "widemap: 10 items, 1 failed, 1 not run, 0 retried; 2 workers, 0 lost; 0 speculative wins; 1.50 s"

@@ -1,5 +1,6 @@
-//! A worker whose attempts fail while the same items succeed elsewhere is set aside for a growing
-//! time, so that one that fails everything fast does not eat the job.
+//! A worker whose attempts fail while the same items succeed elsewhere, or while those of others
+//! succeed, is set aside for a growing time, so that one that fails everything fast does not eat the
+//! job.
 
 use std::time::Duration;
 
@@ -38,8 +39,19 @@ impl Scheduler {
         let there = &mut self.workers[worker];
         let Trust::Given { blame } = &mut there.trust else { return };
         *blame += 1;
-        let enough = *blame >= BLAME_MAX;
-        if enough && self.workers[worker].is_usable() && self.is_dispensable(worker) {
+        if *blame >= BLAME_MAX {
+            self.exclude_if_dispensable(now, worker, actions);
+        }
+    }
+
+    /// Excludes the worker, unless it is out of use anyway or a job has no other.
+    pub(crate) fn exclude_if_dispensable(
+        &mut self,
+        now: Time,
+        worker: Key<Worker>,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.workers[worker].is_usable() && self.is_dispensable(worker) {
             self.exclude(now, worker, actions);
         }
     }

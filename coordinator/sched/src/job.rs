@@ -10,6 +10,7 @@ use widemap_common::time::Time;
 use crate::chunk::{Chunk, ChunkState};
 use crate::event::{Action, InputLevel, JobPolicy};
 use crate::pool::Pool;
+use crate::record::Records;
 use crate::scheduler::{Due, Scheduler};
 use crate::sizing::Sizing;
 use crate::slab::Key;
@@ -84,6 +85,8 @@ pub(crate) struct Job {
     pub(crate) pool: Pool,
     /// Those of them where attempts wait; the more of them, the lower the level.
     pub(crate) hoards: Pool,
+    /// How attempts ended on each worker.
+    pub(crate) records: Records,
     /// Running attempts since when they run, where there may be speculation.
     pub(crate) runners: BTreeSet<(Time, AttemptId)>,
     /// When the next of them is well past the usual time.
@@ -138,6 +141,7 @@ impl Scheduler {
             asked_back: 0,
             pool: Pool::new(),
             hoards: Pool::new(),
+            records: Records::default(),
             runners: BTreeSet::new(),
             straggler_at: None,
             asked: 0,

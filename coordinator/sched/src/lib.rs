@@ -16,6 +16,7 @@ mod job;
 mod members;
 mod outcome;
 mod pool;
+mod record;
 mod scheduler;
 mod sizing;
 mod slab;

@@ -189,6 +189,7 @@ impl Scheduler {
             *state.standing_mut(standing) -= 1;
             state.pool.set(worker, None);
             state.hoards.set(worker, None);
+            state.records.forget(worker);
         }
         self.conclude_jobs(actions);
     }

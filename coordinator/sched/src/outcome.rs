@@ -43,6 +43,8 @@ impl Scheduler {
         self.jobs[job].sizing.measured(items, busy_us);
         let speculative = self.is_twin(chunk, id);
         let (ended, other) = self.end(now, id);
+        let own = |kind| !matches!(kind, FailureKind::Cancelled | FailureKind::Lost);
+        let failed = faults.len() == items as usize && faults.iter().all(|fault| own(fault.kind));
         if faults.is_empty() {
             self.jobs[job].counts.speculative_wins += u64::from(speculative);
             self.accept(ended, ended.range, actions);
@@ -51,6 +53,7 @@ impl Scheduler {
                 self.cancel_attempt(now, other, actions);
             }
             self.note_success(now, ended, actions);
+            self.note_outcome(now, job, ended.worker, true, actions);
             self.remove_chunk(chunk);
             self.conclude(job, actions);
             return;
@@ -61,6 +64,7 @@ impl Scheduler {
             self.faulty(now, ended, items, &faults, actions);
         }
         actions.push(Action::Release { worker: ended.worker_id, attempt: id });
+        self.note_outcome(now, job, ended.worker, !failed, actions);
         self.conclude(job, actions);
     }
 
@@ -160,6 +164,7 @@ impl Scheduler {
             }
         }
         actions.push(Action::Release { worker: ended.worker_id, attempt: id });
+        self.note_outcome(now, job, ended.worker, false, actions);
         self.conclude(job, actions);
     }
 

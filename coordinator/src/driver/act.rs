@@ -46,8 +46,9 @@ impl Driver {
             Action::Unusable { .. } => {}
             Action::Exclude { worker, for_time } => {
                 let name = self.fleet.name(worker).to_owned();
-                let why = "items fail there that succeed elsewhere";
+                let why = "what it runs fails, what others run does not";
                 self.notices.say(&format!("worker {name} is left out for {for_time:?}: {why}"));
+                self.job.left_out(name, for_time);
             }
             Action::JobEnded { .. } => self.end.job_ended = true,
         }

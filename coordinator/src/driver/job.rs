@@ -7,6 +7,7 @@ mod members;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -362,6 +363,13 @@ impl Job {
         }
         self.counts.failed += u64::from(range.items);
         self.held.release(range);
+    }
+
+    /// A worker is not used for a time.
+    pub(super) fn left_out(&mut self, name: String, for_time: Duration) {
+        let (times, in_all) = self.counts.left_out.entry(name).or_default();
+        *times += 1;
+        *in_all += for_time;
     }
 
     /// Items run again.

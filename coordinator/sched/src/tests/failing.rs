@@ -103,6 +103,26 @@ fn fail_on_w0_and_succeed_on_w1(script: &mut Script) {
 }
 
 #[test]
+fn a_worker_that_fails_everything_fast_does_not_eat_a_job_without_retries() {
+    let policy = JobPolicy { retries: 0, ..chunks_of(1) };
+    let mut script = Script::new().workers(2, 1).job(policy, 1_000);
+    // One fails whatever it gets, ten times as fast as the other works.
+    for _ in 0..30 {
+        for _ in 0..10 {
+            let spoilt = script.scheduler.attempts_of(WorkerId(0)).first().copied();
+            spoilt.into_iter().for_each(|attempt| script.done_in(attempt.0, 5, &[0]));
+            script.passes(5);
+        }
+        let good = script.scheduler.attempts_of(WorkerId(1)).first().copied();
+        script.done(good.expect("the other has work").0);
+    }
+    let said = script.said();
+    let failed = said.iter().filter(|line| line.starts_with("fail ")).count();
+    assert!((10..15).contains(&failed), "{failed} items were spoilt");
+    assert!(said.iter().any(|line| line == "exclude w0 for 1s"), "{said:?}");
+}
+
+#[test]
 fn the_only_worker_is_never_excluded() {
     let mut script = Script::new().workers(1, 1).job(chunks_of(1), 10);
     for attempt in 0..10 {
