@@ -135,6 +135,7 @@ fn order_to_wire(order: Order) -> OrderKind {
             urgent_bytes: grant.urgent.map_or(0, |(_, bytes)| bytes),
         }),
         Order::Ping(stamp) => OrderKind::Ping(wire::Ping { stamp }),
+        Order::Goodbye => OrderKind::Goodbye(wire::Goodbye {}),
     }
 }
 
@@ -185,6 +186,7 @@ fn order_from_wire(kind: OrderKind) -> Result<Order> {
             urgent: grant.urgent_attempt.map(|id| (AttemptId(id), grant.urgent_bytes)),
         }),
         OrderKind::Ping(ping) => Order::Ping(ping.stamp),
+        OrderKind::Goodbye(wire::Goodbye {}) => Order::Goodbye,
     })
 }
 

@@ -47,8 +47,10 @@ pub enum Order {
     Accepted(Vec<AttemptId>),
     /// Output that the coordinator can store.
     OutputGrant(OutputGrant),
-    /// Answer with a pong of this stamp.
+    /// Answer with a pong of this stamp: microseconds since the stream began.
     Ping(u64),
+    /// The last order: forget this coordinator.
+    Goodbye,
 }
 
 /// One thing that a worker tells a coordinator.

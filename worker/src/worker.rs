@@ -127,7 +127,7 @@ impl Worker {
         shutdown: CancellationToken,
     ) -> Result<(), WorkerError> {
         let (sender, connections) = mpsc::channel(1);
-        let serving = self.serve(ReceiverStream::new(connections), shutdown);
+        let serving = self.serve_incoming(ReceiverStream::new(connections), shutdown);
         let accepting = async {
             server::accept(listener, sender).await;
             std::future::pending().await
@@ -147,10 +147,19 @@ impl Worker {
         stream: UnixStream,
         shutdown: CancellationToken,
     ) -> Result<(), WorkerError> {
-        self.serve(server::only(stream), shutdown).await
+        self.serve_incoming(server::only(stream), shutdown).await
     }
 
-    async fn serve<S, C>(self, incoming: S, shutdown: CancellationToken) -> Result<(), WorkerError>
+    /// Serves coordinators over connections of any kind, which the caller accepts and bounds. When
+    /// `shutdown` is cancelled the worker drains, and this ends.
+    ///
+    /// # Errors
+    /// [`WorkerError`] if the worker cannot go on.
+    pub async fn serve_incoming<S, C>(
+        self,
+        incoming: S,
+        shutdown: CancellationToken,
+    ) -> Result<(), WorkerError>
     where
         S: Incoming<Item = io::Result<C>>,
         C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,

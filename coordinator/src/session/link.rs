@@ -1,10 +1,11 @@
 //! The task behind one address: connect, greet, carry, and after a cut connect again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
@@ -203,8 +204,8 @@ impl Runner {
         }
     }
 
-    /// Sends batches as the stream takes them. After goodbye it sends what is left, ends its side, and
-    /// gives the worker time to hear of it.
+    /// Sends batches as the stream takes them. After goodbye it sends what is left, says so, and gives
+    /// the worker time to hear of it.
     async fn write(&self, orders: mpsc::Sender<ToWorker>) -> StreamEnd {
         let closed = || StreamEnd::Cut("the stream was closed".to_owned());
         loop {
@@ -217,8 +218,12 @@ impl Runner {
                 () = self.goodbye.cancelled() => break,
             }
         }
+        // Where the stream takes nothing more, the worker's lease ends by itself.
+        let last = tokio::time::timeout(GOODBYE, orders.send(vec![Order::Goodbye].into())).await;
         drop(orders);
-        tokio::time::sleep(GOODBYE).await;
+        if matches!(last, Ok(Ok(()))) {
+            tokio::time::sleep(GOODBYE).await;
+        }
         StreamEnd::Goodbye
     }
 

@@ -220,7 +220,8 @@ impl<'a, 'b> Process<'a, 'b> {
     pub(super) fn run(mut self) -> Result<Outcome, SpawnerGone> {
         let mut wait = Wait::Pause(FIRST_LOOK);
         if self.stdin.is_some() {
-            wait = if self.pump() >= STREAM_BYTES { Wait::Pause(STREAM_PAUSE) } else { Wait::Ready };
+            wait =
+                if self.pump() >= STREAM_BYTES { Wait::Pause(STREAM_PAUSE) } else { Wait::Ready };
         }
         loop {
             self.wait(wait)?;

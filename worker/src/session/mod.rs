@@ -148,16 +148,17 @@ impl Actor {
                 message = stream.inbound.message(), if self.session.takes_orders() => {
                     let message = match message {
                         Ok(Some(message)) => message,
-                        Ok(None) => {
-                            self.say_goodbye(&stream).await;
-                            return StreamEnd::Over;
-                        }
-                        Err(_) => return StreamEnd::Detached,
+                        // Without a goodbye the coordinator may come back.
+                        Ok(None) | Err(_) => return StreamEnd::Detached,
                     };
                     let orders = Vec::<Order>::try_from(message)
                         .map_err(|error| Status::invalid_argument(error.to_string()));
                     if let Err(status) = self.take_orders(orders) {
                         break (StreamEnd::Detached, Some(status));
+                    }
+                    if self.session.is_over() {
+                        self.say_goodbye(&stream).await;
+                        return StreamEnd::Over;
                     }
                 }
                 place = stream.outbound.reserve(), if has_reports => {
@@ -199,7 +200,7 @@ impl Actor {
         end
     }
 
-    /// The coordinator has ended its side in good order: it is told what closed jobs left, no more.
+    /// The coordinator has no more use for the worker: it is told what closed jobs left, no more.
     async fn say_goodbye(&mut self, stream: &Stream) {
         let cleaned = async {
             loop {

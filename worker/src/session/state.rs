@@ -78,6 +78,8 @@ pub(super) struct Session {
     demand: Option<u32>,
     /// The stamp of the last ping, likewise.
     ping: Option<u64>,
+    /// The coordinator has no more use for this worker.
+    goodbye: bool,
     draining: bool,
 }
 
@@ -99,6 +101,7 @@ impl Session {
             credit: Credit { slots: 0, queue: 0 },
             demand: None,
             ping: None,
+            goodbye: false,
             draining: false,
         }
     }
@@ -176,6 +179,7 @@ impl Session {
             Order::Cancel(attempt) => self.cancel(attempt),
             Order::Hello(_) => return Err(Violation::SecondHello),
             Order::Demand(attempts) => self.demand = Some(attempts),
+            Order::Goodbye => self.goodbye = true,
         }
         Ok(())
     }
@@ -236,6 +240,11 @@ impl Session {
     /// The stamp of the last ping, if it is news.
     pub(super) fn take_ping(&mut self) -> Option<u64> {
         self.ping.take()
+    }
+
+    /// Whether the coordinator has said its last word.
+    pub(super) fn is_over(&self) -> bool {
+        self.goodbye
     }
 
     /// Whether anything is held.

@@ -290,6 +290,21 @@ async fn a_cut_keeps_results_and_a_new_stream_gets_them_again() {
 }
 
 #[tokio::test]
+async fn only_a_goodbye_ends_a_session_not_the_end_of_its_stream() {
+    let worker = WorkerProcess::start(&["--slots", "1"]);
+    let mut link = worker.link().await;
+    link.open_job(shell("echo $1")).await;
+    assert_eq!(link.run(1, b"first\n").await.0, b"first\n");
+    // The connection stands; the stream is reset, as by a coordinator that got a broken message.
+    drop(link);
+    let mut link = worker.link().await;
+    assert_eq!(link.held.iter().map(|held| held.attempt.0).collect::<Vec<_>>(), [1]);
+    link.send(vec![Order::Goodbye]).await;
+    while link.next().await.is_ok() {}
+    assert_eq!(worker.link().await.held, []);
+}
+
+#[tokio::test]
 async fn a_lease_that_ends_ends_what_it_held() {
     let worker = WorkerProcess::start(&["--slots", "1"]);
     let brief = CoordinatorHello { linger_ms: 2_100, ..hello(1, 1) };
