@@ -9,15 +9,18 @@ mod hear;
 mod job;
 mod notices;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal as SignalNumber;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, ItemRange, JobId, WorkerId};
 use widemap_common::limits::DRIVER_QUEUE;
 use widemap_common::time::Time;
@@ -56,12 +59,14 @@ pub(crate) fn run(plan: Plan, spawner: Option<Spawner>) -> Result<Outcome, MapEr
         .enable_all()
         .build()
         .map_err(MapError::Start)?;
-    runtime.block_on(async move {
-        let progressed = Arc::new(Notify::new());
-        let mut driver = Driver::open(plan, spawner, &progressed)?;
-        driver.run(&progressed).await;
-        Ok(driver.close().await)
-    })
+    runtime.block_on(drive(plan, spawner))
+}
+
+async fn drive(plan: Plan, spawner: Option<Spawner>) -> Result<Outcome, MapError> {
+    let progressed = Arc::new(Notify::new());
+    let mut driver = Driver::open(plan, spawner, &progressed)?;
+    driver.run(&progressed).await;
+    Ok(driver.close().await)
 }
 
 /// See the file's head.
@@ -404,7 +409,7 @@ impl Driver {
 /// Sleeps until a moment of the driver's clock; forever if there is none.
 async fn until(begun: Instant, deadline: Option<Time>) {
     match deadline {
-        Some(at) => tokio::time::sleep_until((begun + at.since(Time::ZERO)).into()).await,
+        Some(at) => tokio::time::sleep_until(begun + at.since(Time::ZERO)).await,
         None => std::future::pending().await,
     }
 }

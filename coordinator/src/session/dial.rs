@@ -76,11 +76,27 @@ async fn connect_tcp(address: &str, timers: &Timers) -> Result<Channel, DialErro
         .http2_keep_alive_interval(Duration::from_millis(timers.keepalive_ms))
         .keep_alive_timeout(Duration::from_millis(timers.keepalive_timeout_ms))
         .keep_alive_while_idle(true);
-    match tokio::time::timeout(limit, sized(endpoint).connect()).await {
+    match tokio::time::timeout(limit, open(sized(endpoint), address)).await {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(error)) => Err(explain(&error, limit)),
         Err(_) => Err(DialError::TimedOut(limit)),
     }
+}
+
+#[cfg(not(test))]
+async fn open(endpoint: Endpoint, _: &str) -> Result<Channel, tonic::transport::Error> {
+    endpoint.connect().await
+}
+
+/// In a simulated network the connection is made there.
+#[cfg(test)]
+async fn open(endpoint: Endpoint, address: &str) -> Result<Channel, tonic::transport::Error> {
+    let address = address.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let address = address.clone();
+        async move { turmoil::net::TcpStream::connect(address).await.map(TokioIo::new) }
+    });
+    endpoint.connect_with_connector(connector).await
 }
 
 async fn connect_embedded(end: UnixStream) -> Result<Channel, DialError> {
