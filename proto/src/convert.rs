@@ -11,8 +11,8 @@ use widemap_common::spec::{Directory, Function, JobSpec, Runtime};
 use widemap_common::template::Template;
 
 use crate::session::{
-    Assign, CoordinatorHello, Credit, Done, HeldAttempt, HeldState, ItemStderr, Order, OutputGrant,
-    Part, Progress, Refusal, RefusalCause, Report, Version, WorkerHello,
+    Assign, CoordinatorHello, Credit, Done, HeldAttempt, HeldState, ItemStderr, LeftOut, Order,
+    OutputGrant, Part, Progress, Refusal, RefusalCause, Report, Version, WorkerHello,
 };
 use crate::wire;
 use crate::wire::order::Kind as OrderKind;
@@ -136,7 +136,16 @@ fn order_to_wire(order: Order) -> OrderKind {
         }),
         Order::Ping(stamp) => OrderKind::Ping(wire::Ping { stamp }),
         Order::Goodbye => OrderKind::Goodbye(wire::Goodbye {}),
+        Order::LeftOut(left_out) => OrderKind::LeftOut(left_out_to_wire(left_out)),
     }
+}
+
+fn left_out_to_wire(left_out: LeftOut) -> wire::LeftOut {
+    wire::LeftOut { for_ms: left_out.for_ms, why: left_out.why }
+}
+
+fn left_out_from_wire(left_out: wire::LeftOut) -> LeftOut {
+    LeftOut { for_ms: left_out.for_ms, why: shown(left_out.why, NAME_BYTES_MAX) }
 }
 
 fn order_from_wire(kind: OrderKind) -> Result<Order> {
@@ -187,6 +196,7 @@ fn order_from_wire(kind: OrderKind) -> Result<Order> {
         }),
         OrderKind::Ping(ping) => Order::Ping(ping.stamp),
         OrderKind::Goodbye(wire::Goodbye {}) => Order::Goodbye,
+        OrderKind::LeftOut(left_out) => Order::LeftOut(left_out_from_wire(left_out)),
     })
 }
 
@@ -202,6 +212,7 @@ fn report_to_wire(report: Report) -> ReportKind {
             labels: hello.labels.into_iter().collect(),
             features: Vec::new(),
             functions: hello.functions,
+            left_out: hello.left_out.map(left_out_to_wire),
         }),
         Report::Held(attempts) => ReportKind::Held(wire::Held {
             attempts: attempts.into_iter().map(held_to_wire).collect(),
@@ -251,6 +262,7 @@ fn report_from_wire(kind: ReportKind) -> Result<Report> {
                 .map(|(key, value)| (shown(key, NAME_BYTES_MAX), shown(value, NAME_BYTES_MAX)))
                 .collect(),
             functions: hello.functions,
+            left_out: hello.left_out.map(left_out_from_wire),
         })),
         ReportKind::Held(held) => {
             Report::Held(held.attempts.iter().map(held_from_wire).collect::<Result<_>>()?)

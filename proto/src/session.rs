@@ -51,6 +51,8 @@ pub enum Order {
     Ping(u64),
     /// The last order: forget this coordinator.
     Goodbye,
+    /// The worker gets no work for a time.
+    LeftOut(LeftOut),
 }
 
 /// One thing that a worker tells a coordinator.
@@ -120,6 +122,17 @@ pub struct WorkerHello {
     pub labels: BTreeMap<String, String>,
     /// The functions that are registered in it.
     pub functions: Vec<String>,
+    /// The longest time for which a coordinator still leaves it out.
+    pub left_out: Option<LeftOut>,
+}
+
+/// A worker is given no work for a time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeftOut {
+    /// From now.
+    pub for_ms: u64,
+    /// For a person.
+    pub why: String,
 }
 
 /// An attempt that a worker holds when a stream is attached.

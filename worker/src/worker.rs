@@ -211,6 +211,7 @@ impl Worker {
             runtimes: runtimes.clone(),
             labels: config.labels,
             functions: registry.names().map(str::to_owned).collect(),
+            left_out: None,
         };
         let host = Host {
             name: config.name,

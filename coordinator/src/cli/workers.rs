@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use widemap_common::ids::{CoordinatorId, Epoch, WorkerId};
 use widemap_common::limits::DRIVER_QUEUE;
 use widemap_proto::VERSION;
-use widemap_proto::session::CoordinatorHello;
+use widemap_proto::session::{CoordinatorHello, LeftOut};
 
 use super::complain;
 use super::options::{ListFormat, PlaceArgs, WorkersArgs};
@@ -62,6 +62,7 @@ struct Described {
     runtimes: Vec<&'static str>,
     labels: BTreeMap<String, String>,
     round_trip: Option<Duration>,
+    left_out: Option<LeftOut>,
 }
 
 fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
@@ -184,12 +185,13 @@ fn rows(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> Vec<Row> {
                     runtimes: entry.hello.runtimes.iter().map(|runtime| runtime.name()).collect(),
                     labels: entry.hello.labels.clone(),
                     round_trip: round_trips.get(worker).copied(),
+                    left_out: entry.hello.left_out.clone(),
                 }),
                 _ => None,
             };
             let state = match status {
                 LinkStatus::Dialling => "not used: no answer yet".to_owned(),
-                LinkStatus::Attached(_) => "ready".to_owned(),
+                LinkStatus::Attached(_) => ready(worker.as_ref().and_then(|w| w.left_out.as_ref())),
                 LinkStatus::Cut(_, reason) => format!("not used: cut off: {reason}"),
                 LinkStatus::Alias(worker) => format!("the same worker as {}", fleet.name(*worker)),
                 LinkStatus::Unreachable(error) => format!("not used: {error}"),
@@ -212,6 +214,17 @@ fn rows(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> Vec<Row> {
     rows
 }
 
+/// A worker that answers, and whether a coordinator gives it no work for a time.
+fn ready(left_out: Option<&LeftOut>) -> String {
+    left_out.map_or_else(
+        || "ready".to_owned(),
+        |LeftOut { for_ms, why }| {
+            let for_time = Duration::from_secs(for_ms.div_ceil(1_000));
+            format!("ready; a map leaves it out for {for_time:?} more: {why}")
+        },
+    )
+}
+
 impl Row {
     fn json(&self) -> Value {
         let worker = self.worker.as_ref();
@@ -223,6 +236,7 @@ impl Row {
             "slots": worker.map(|w| w.slots),
             "runtimes": worker.map(|w| &w.runtimes),
             "labels": worker.map(|w| &w.labels),
+            "left_out_ms": worker.and_then(|w| w.left_out.as_ref()).map(|left_out| left_out.for_ms),
             "round_trip_ms": worker.and_then(|w| w.round_trip).map(|t| t.as_secs_f64() * 1e3),
             "state": self.state,
         })

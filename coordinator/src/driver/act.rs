@@ -2,7 +2,7 @@
 
 use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
 use widemap_common::limits::{OUTPUT_WINDOW_BYTES, PART_BYTES_MIN};
-use widemap_proto::session::{Order, OutputGrant};
+use widemap_proto::session::{LeftOut, Order, OutputGrant};
 use widemap_sched::event::{Action, Event};
 
 use super::{Attempt, Driver, THE_JOB};
@@ -49,6 +49,8 @@ impl Driver {
                 let why = "what it runs fails, what others run does not";
                 self.notices.say(&format!("worker {name} is left out for {for_time:?}: {why}"));
                 self.job.left_out(name, for_time);
+                let for_ms = u64::try_from(for_time.as_millis()).unwrap_or(u64::MAX);
+                self.order(worker, Order::LeftOut(LeftOut { for_ms, why: why.to_owned() }));
             }
             Action::JobEnded { .. } => self.end.job_ended = true,
         }

@@ -283,6 +283,7 @@ impl World {
             runtimes: Runtime::ALL.to_vec(),
             labels: BTreeMap::new(),
             functions: Vec::new(),
+            left_out: None,
         }));
         let refuses = there.refuses;
         let session = process.session.get_or_insert_with(|| Session::new(refuses));

@@ -157,7 +157,7 @@ impl Session {
             }
             Order::Cancel(attempt) => self.forget(attempt),
             Order::Hello(_) => return Err("a second hello"),
-            Order::Demand(_) | Order::Ping(_) | Order::Goodbye => {}
+            Order::Demand(_) | Order::Ping(_) | Order::Goodbye | Order::LeftOut(_) => {}
         }
         Ok(())
     }

@@ -124,7 +124,8 @@ impl Actor {
         let Attachment { hello, orders, mut stream } = attachment;
         self.lease.begin_stream(Instant::now(), Duration::from_millis(hello.linger_ms));
         self.session.set_credit(self.shares.credit(self.share));
-        self.session.attach(self.greeting.clone());
+        let left_out = self.shares.left_out();
+        self.session.attach(WorkerHello { left_out, ..self.greeting.clone() });
         if let Lifecycle::Draining { deadline, .. } = *self.lifecycle.borrow_and_update() {
             self.session.drain(millis_until(deadline));
         }
@@ -290,6 +291,11 @@ impl Actor {
 
     fn take_orders(&mut self, orders: Result<Vec<Order>, Status>) -> Result<(), Status> {
         let handled = self.session.handle(orders?);
+        if let Some(left_out) = self.session.take_left_out() {
+            let for_time = Duration::from_millis(left_out.for_ms);
+            tracing::warn!(?for_time, why = left_out.why, "a coordinator leaves this worker out");
+            self.shares.set_left_out(self.share, left_out);
+        }
         if let Some(stamp_us) = self.session.take_ping() {
             self.lease.heard(Instant::now(), stamp_us);
         }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use widemap_common::limits::QUEUE_MAX;
-use widemap_proto::session::Credit;
+use widemap_proto::session::{Credit, LeftOut};
 
 /// A session among those that share a worker.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -30,6 +31,8 @@ struct Claim {
     demand: u32,
     /// Whether the session holds attempts.
     busy: bool,
+    /// Until when its coordinator gives this worker no work, and why.
+    left_out: Option<(Instant, String)>,
 }
 
 impl Shares {
@@ -42,7 +45,7 @@ impl Shares {
         let mut state = self.lock();
         let id = ShareId(state.next);
         state.next += 1;
-        state.claims.insert(id, Claim { demand: u32::MAX, busy: false });
+        state.claims.insert(id, Claim { demand: u32::MAX, busy: false, left_out: None });
         drop(state);
         self.changed.send_replace(());
         id
@@ -59,6 +62,27 @@ impl Shares {
 
     pub(crate) fn set_busy(&self, id: ShareId, busy: bool) {
         self.change(id, |claim| std::mem::replace(&mut claim.busy, busy) != busy);
+    }
+
+    /// A session's coordinator gives this worker no work for a time.
+    pub(crate) fn set_left_out(&self, id: ShareId, left_out: LeftOut) {
+        let until = Instant::now().checked_add(Duration::from_millis(left_out.for_ms));
+        if let Some(claim) = self.lock().claims.get_mut(&id) {
+            claim.left_out = until.map(|until| (until, left_out.why));
+        }
+    }
+
+    /// The longest time for which a coordinator still gives this worker no work.
+    pub(crate) fn left_out(&self) -> Option<LeftOut> {
+        let state = self.lock();
+        let (until, why) = state
+            .claims
+            .values()
+            .filter_map(|claim| claim.left_out.as_ref())
+            .max_by_key(|it| it.0)?;
+        let left = until.checked_duration_since(Instant::now())?;
+        let for_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        Some(LeftOut { for_ms, why: why.clone() })
     }
 
     /// Whether any session holds attempts.

@@ -11,7 +11,7 @@ use widemap_common::limits::{
 };
 use widemap_common::spec::JobSpec;
 use widemap_proto::session::{
-    Assign, Credit, HeldAttempt, HeldState, Order, OutputGrant, Part, Progress, Refusal,
+    Assign, Credit, HeldAttempt, HeldState, LeftOut, Order, OutputGrant, Part, Progress, Refusal,
     RefusalCause, Report, WorkerHello,
 };
 
@@ -80,6 +80,8 @@ pub(super) struct Session {
     ping: Option<u64>,
     /// The coordinator has no more use for this worker.
     goodbye: bool,
+    /// The coordinator has none for a time, which nobody has taken yet.
+    left_out: Option<LeftOut>,
     draining: bool,
 }
 
@@ -102,6 +104,7 @@ impl Session {
             demand: None,
             ping: None,
             goodbye: false,
+            left_out: None,
             draining: false,
         }
     }
@@ -180,6 +183,7 @@ impl Session {
             Order::Hello(_) => return Err(Violation::SecondHello),
             Order::Demand(attempts) => self.demand = Some(attempts),
             Order::Goodbye => self.goodbye = true,
+            Order::LeftOut(left_out) => self.left_out = Some(left_out),
         }
         Ok(())
     }
@@ -240,6 +244,11 @@ impl Session {
     /// The stamp of the last ping, if it is news.
     pub(super) fn take_ping(&mut self) -> Option<u64> {
         self.ping.take()
+    }
+
+    /// For how long the coordinator gives no work, if that is news.
+    pub(super) fn take_left_out(&mut self) -> Option<LeftOut> {
+        self.left_out.take()
     }
 
     /// Whether the coordinator has said its last word.
