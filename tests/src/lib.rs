@@ -1,11 +1,21 @@
 //! The harness of the outer rings: finds (and builds) the binaries, starts workers, runs maps, and
 //! ends whatever it started. Nothing here waits without a bound.
 
+mod background;
 mod binaries;
+mod net;
+mod observe;
 mod process;
 pub mod sim;
+mod supervisor;
 mod wait;
 
+pub use background::MapProcess;
 pub use binaries::binary;
-pub use process::{Run, WorkerProcess, bytes_of, exec_in_background, run, run_within, widemap};
-pub use wait::{eventually, needs};
+pub use net::{Cable, Host, Network, Way};
+pub use observe::{cpu_time, memory_peak_bytes, processes_with};
+pub use process::{
+    Run, WorkerProcess, bytes_of, exec_in_background, run, run_within, widemap, worker,
+};
+pub use supervisor::SupervisedWorker;
+pub use wait::{always_for, eventually, eventually_within, needs};

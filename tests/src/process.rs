@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::binaries::binary;
+use crate::net::Host;
 
 /// No test waits longer for a process.
 const BOUND: Duration = Duration::from_secs(60);
@@ -31,9 +32,27 @@ impl WorkerProcess {
     /// If it does not say where it listens.
     #[must_use]
     pub fn start_with(name: &str, slots: u32, options: &[&str]) -> Self {
-        let mut child = Command::new(binary("widemap-worker"))
-            .args(["--no-mdns", "--name", name, "--slots", &slots.to_string()])
-            .args(options)
+        Self::spawn(worker(name, slots, options))
+    }
+
+    /// Starts a worker on a port of a host's own address.
+    ///
+    /// # Panics
+    /// If it does not say where it listens.
+    #[must_use]
+    pub fn start_on(host: &Host, name: &str, slots: u32, options: &[&str]) -> Self {
+        let listen = format!("{}:0", host.address());
+        let options = [&["--insecure", "--listen", &listen], options].concat();
+        Self::spawn(host.inside(&worker(name, slots, &options)))
+    }
+
+    /// Starts a worker from its command.
+    ///
+    /// # Panics
+    /// If it does not say where it listens.
+    #[must_use]
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -76,6 +95,14 @@ impl WorkerProcess {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("it lives");
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// If it cannot be asked.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_some()
     }
 
     /// Its exit status, once it ends by itself.
@@ -125,6 +152,15 @@ impl Run {
         assert_eq!(self.status, status, "{}", self.stderr);
         self
     }
+}
+
+/// `widemap-worker` with these options.
+#[must_use]
+pub fn worker(name: &str, slots: u32, options: &[&str]) -> Command {
+    let mut command = Command::new(binary("widemap-worker"));
+    command.args(["--no-mdns", "--name", name, "--slots", &slots.to_string()]).args(options);
+    command.env_remove("WIDEMAP_LOG");
+    command
 }
 
 /// `widemap`, with these arguments, without what the environment could add.
@@ -202,7 +238,7 @@ fn pipes(child: &mut Child) -> Pipes {
     )
 }
 
-fn wait(child: &mut Child, name: &str, bound: Duration) -> std::process::ExitStatus {
+pub(crate) fn wait(child: &mut Child, name: &str, bound: Duration) -> std::process::ExitStatus {
     let end = Instant::now() + bound;
     loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {

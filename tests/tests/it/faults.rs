@@ -4,7 +4,9 @@ use std::io::Write;
 use std::process::Child;
 
 use rustix::process::{Pid, Signal, kill_process};
-use widemap_tests::{WorkerProcess, bytes_of, eventually, exec_in_background, run, widemap};
+use widemap_tests::{
+    WorkerProcess, bytes_of, eventually, exec_in_background, processes_with, run, widemap,
+};
 
 /// A list of so many items, each of which appends its number to `log` and sleeps.
 fn slow_map(places: &[&str], log: &str, seconds: &str) -> std::process::Command {
@@ -27,19 +29,6 @@ fn finish(mut child: Child) -> (i32, String, String) {
 
 fn lines_of(path: &str) -> usize {
     std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
-}
-
-/// Processes whose command line holds this text.
-fn processes_with(text: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains(text) && !line.contains("widemap") {
-            found.push(line);
-        }
-    }
-    found
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod deaths;
 mod errors;
 mod faults;
 mod help;
@@ -10,3 +11,4 @@ mod property;
 mod readme;
 mod results;
 mod simulation;
+mod support;

@@ -1,0 +1,228 @@
+//! Hosts as network namespaces: each has an address of its own on a switch that is a namespace too,
+//! so that nothing of the machine's own network is touched. What a network is made of goes with it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::wait::{needs, unmet};
+
+/// The relay that stands for a long cable.
+const RELAY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/relay.py");
+
+/// A switch and the hosts at it, removed when it is dropped.
+#[derive(Debug)]
+pub struct Network {
+    name: String,
+    hosts: Vec<String>,
+    relays: Vec<Child>,
+}
+
+/// A host: processes are started in it, and its packets can be lost.
+#[derive(Debug, Clone)]
+pub struct Host {
+    namespace: String,
+    address: String,
+}
+
+/// What a long cable does to each packet, either way.
+#[derive(Debug, Clone, Copy)]
+pub struct Cable {
+    /// How long a packet takes at least.
+    pub delay_ms: u32,
+    /// By how much more it may take: packets overtake each other.
+    pub jitter_ms: u32,
+    /// How many of a hundred packets never arrive.
+    pub loss_percent: u32,
+}
+
+/// The packets that a fault is about, seen from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// What would arrive.
+    In,
+    /// What it sends.
+    Out,
+    /// All.
+    Both,
+}
+
+impl Network {
+    /// A network without hosts; `None` where this machine cannot have one, which the test says.
+    ///
+    /// # Panics
+    /// If it cannot be made, or must not be skipped.
+    #[must_use]
+    pub fn new(test: &str) -> Option<Self> {
+        let has_programs = ["ip", "iptables"].iter().all(|program| needs(test, program));
+        if !has_programs || !needs_root(test) {
+            return None;
+        }
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("widemap-{}-{number}", std::process::id());
+        let network = Self { name, hosts: Vec::new(), relays: Vec::new() };
+        ip(&["netns", "add", &network.name]);
+        ip(&["-n", &network.name, "link", "add", "switch", "type", "bridge"]);
+        ip(&["-n", &network.name, "link", "set", "switch", "up"]);
+        Some(network)
+    }
+
+    /// A host on a short cable.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn host(&mut self) -> Host {
+        let host = self.namespace();
+        let port = self.port();
+        let (switch, own) = (&self.name, &host.namespace);
+        let cable = ["link", "add", &port, "netns", switch, "type", "veth"];
+        ip(&[&cable[..], &["peer", "name", "eth0", "netns", own]].concat());
+        self.plug_in(&host);
+        host
+    }
+
+    /// A host on a long cable; `None` where this machine cannot have one, which the test says.
+    ///
+    /// # Panics
+    /// If it cannot be made, or must not be skipped.
+    pub fn far_host(&mut self, test: &str, cable: Cable) -> Option<Host> {
+        if !needs(test, "python3") {
+            return None;
+        }
+        let host = self.namespace();
+        let port = self.port();
+        ip(&["-n", &self.name, "tuntap", "add", "dev", &port, "mode", "tap"]);
+        ip(&["-n", &host.namespace, "tuntap", "add", "dev", "eth0", "mode", "tap"]);
+        let numbers = [cable.delay_ms, cable.jitter_ms, cable.loss_percent].map(|n| n.to_string());
+        let mut relay = Command::new("python3")
+            .args([RELAY, &self.name, &port, &host.namespace, "eth0"])
+            .args(numbers)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let mut line = String::new();
+        let stdout = relay.stdout.take().expect("it is piped");
+        self.relays.push(relay);
+        BufReader::new(stdout).read_line(&mut line).expect("it prints a line");
+        assert_eq!(line, "ready\n", "the relay");
+        self.plug_in(&host);
+        Some(host)
+    }
+
+    fn namespace(&mut self) -> Host {
+        let number = self.hosts.len() + 1;
+        let namespace = format!("{}-{number}", self.name);
+        self.hosts.push(namespace.clone());
+        ip(&["netns", "add", &namespace]);
+        ip(&["-n", &namespace, "link", "set", "lo", "up"]);
+        Host { namespace, address: format!("10.0.0.{number}") }
+    }
+
+    /// The switch's end of the newest host's cable.
+    fn port(&self) -> String {
+        format!("port{}", self.hosts.len())
+    }
+
+    fn plug_in(&self, host: &Host) {
+        ip(&["-n", &self.name, "link", "set", &self.port(), "master", "switch", "up"]);
+        let address = format!("{}/24", host.address);
+        ip(&["-n", &host.namespace, "address", "add", &address, "dev", "eth0"]);
+        ip(&["-n", &host.namespace, "link", "set", "eth0", "up"]);
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for relay in &mut self.relays {
+            // It may have ended already.
+            let _ = relay.kill();
+            let _ = relay.wait();
+        }
+        for namespace in self.hosts.iter().chain([&self.name]) {
+            // A panic here would hide the one that may be under way.
+            let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
+        }
+    }
+}
+
+impl Host {
+    /// Its address on the switch.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The same command, run on this host; its process keeps the id that it is started with.
+    #[must_use]
+    pub fn inside(&self, command: &Command) -> Command {
+        let mut inside = Command::new("ip");
+        inside.args(["netns", "exec", &self.namespace]).arg(command.get_program());
+        inside.args(command.get_args());
+        if let Some(directory) = command.get_current_dir() {
+            inside.current_dir(directory);
+        }
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
+        inside
+    }
+
+    /// From now on packets vanish: nobody is told, as when a cable is pulled.
+    pub fn drop_packets(&self, way: Way) {
+        self.filter(way, &["-j", "DROP"]);
+    }
+
+    /// From now on so many of a hundred packets vanish.
+    pub fn lose_packets(&self, way: Way, percent: u32) {
+        let probability = (f64::from(percent) / 100.0).to_string();
+        let some = ["-m", "statistic", "--mode", "random", "--probability", &probability];
+        self.filter(way, &[&some[..], &["-j", "DROP"]].concat());
+    }
+
+    /// From now on every connection to it is reset. The packet that opens one passes: a refused
+    /// connection would say that nobody lives here.
+    pub fn reset_connections(&self) {
+        let reset = ["-p", "tcp", "!", "--syn", "-j", "REJECT", "--reject-with", "tcp-reset"];
+        self.filter(Way::In, &reset);
+    }
+
+    /// Ends all faults of its network.
+    pub fn heal(&self) {
+        self.iptables(&["-F"]);
+    }
+
+    fn filter(&self, way: Way, rule: &[&str]) {
+        for (chain, other) in [("INPUT", Way::Out), ("OUTPUT", Way::In)] {
+            if way != other {
+                self.iptables(&[&["-A", chain], rule].concat());
+            }
+        }
+    }
+
+    fn iptables(&self, arguments: &[&str]) {
+        let mut command = Command::new("iptables");
+        // Another test may be at it: wait for its lock.
+        command.arg("-w").args(arguments);
+        succeed(self.inside(&command));
+    }
+}
+
+fn needs_root(test: &str) -> bool {
+    rustix::process::geteuid().is_root() || unmet(test, "root")
+}
+
+fn ip(arguments: &[&str]) {
+    let mut command = Command::new("ip");
+    command.args(arguments);
+    succeed(command);
+}
+
+fn succeed(mut command: Command) {
+    let done = command.output().expect("it starts");
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
