@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 use widemap_tests::{
-    MapProcess, SupervisedWorker, WorkerProcess, eventually, eventually_within, run, worker,
+    MapProcess, SupervisedWorker, WorkerProcess, eventually, eventually_within, run, widemap,
+    worker,
 };
 
 use crate::support::{Log, SHORT, counted, map, numbers, places};
@@ -184,6 +185,29 @@ fn a_worker_where_everything_fails_does_not_eat_the_job() {
     let retried = counted(&done, "retried");
     println!("a worker that fails everything cost {retried} retries of 150 items");
     assert!(done.stderr.contains("worker ann is left out"), "{}", done.stderr);
+}
+
+/// Scenario 7, seen from elsewhere: who is left out is shown, without retries few items are spoilt, and
+/// the summary tells of it.
+#[test]
+fn a_worker_that_is_left_out_is_shown_and_spoils_few_items() {
+    let mut ann = worker("ann", 1, &["--listen", "127.0.0.1:0"]);
+    ann.env("USER", "ann");
+    let ann = WorkerProcess::spawn(ann);
+    let bob = WorkerProcess::start("bob", 1);
+    let script = "if test \"$USER\" = ann; then exit 1; fi; sleep 0.05; echo $1";
+    let places = places(&[&ann, &bob]);
+    let command = map(&[&places, &["--retries", "0"]], &["sh", "-c", script, "sh"]);
+    let map = MapProcess::start(command, numbers(1..=100));
+    let listed = || {
+        let listing = widemap(&["workers", "--format", "json", "--worker", ann.address()]);
+        run(listing, b"").exits(0).text().to_owned()
+    };
+    let listed = eventually("the listing shows it", listed, |text| text.contains("leaves it out"));
+    assert!(listed.contains("\"left_out_ms\":"), "{listed}");
+    let done = map.finish().exits(1);
+    assert!(counted(&done, "failed") <= 20, "{}", done.stderr);
+    assert!(done.stderr.contains("worker ann was left out"), "{}", done.stderr);
 }
 
 /// Issue 3: SIGKILL of one of four workers costs what it was running, and the share it would have

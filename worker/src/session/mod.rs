@@ -141,10 +141,10 @@ impl Actor {
                 return StreamEnd::Over;
             }
             let give_up = self.drain_end();
-            // Who does not listen cannot say that nobody speaks; and what lives in one process with
-            // its coordinator stops and goes on with it.
-            let listens = self.returns && self.session.takes_orders();
-            let unheard = listens.then(|| self.lease.end());
+            // Who does not listen cannot say that nobody speaks; what lives in one process with its
+            // coordinator stops and goes on with it; and who asks for no lease runs nothing.
+            let leases = self.returns && !self.lease.length().is_zero();
+            let unheard = (leases && self.session.takes_orders()).then(|| self.lease.end());
             tokio::select! {
                 message = stream.inbound.message(), if self.session.takes_orders() => {
                     let message = match message {
