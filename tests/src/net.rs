@@ -148,10 +148,24 @@ impl Drop for Network {
 }
 
 impl Host {
-    /// Its address on the switch.
+    /// Where its worker listens: the port can be a fixed one, since the host is the test's own.
     #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn worker_address(&self) -> String {
+        format!("{}:7433", self.address)
+    }
+
+    /// The bytes that have arrived on it so far.
+    ///
+    /// # Panics
+    /// If it is gone.
+    #[must_use]
+    pub fn received_bytes(&self) -> u64 {
+        let mut command = Command::new("cat");
+        command.arg("/proc/net/dev");
+        let table = succeed(self.inside(&command));
+        let row = table.lines().find_map(|line| line.trim_start().strip_prefix("eth0:"));
+        let column = row.and_then(|row| row.split_whitespace().next()?.parse().ok());
+        column.expect("the kernel counts them")
     }
 
     /// The same command, run on this host; its process keeps the id that it is started with.
@@ -222,7 +236,8 @@ fn ip(arguments: &[&str]) {
     succeed(command);
 }
 
-fn succeed(mut command: Command) {
+fn succeed(mut command: Command) -> String {
     let done = command.output().expect("it starts");
     assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
 }

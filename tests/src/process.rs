@@ -35,14 +35,14 @@ impl WorkerProcess {
         Self::spawn(worker(name, slots, options))
     }
 
-    /// Starts a worker on a port of a host's own address.
+    /// Starts a worker on a host that has no other.
     ///
     /// # Panics
     /// If it does not say where it listens.
     #[must_use]
     pub fn start_on(host: &Host, name: &str, slots: u32, options: &[&str]) -> Self {
-        let listen = format!("{}:0", host.address());
-        let options = [&["--insecure", "--listen", &listen], options].concat();
+        let address = host.worker_address();
+        let options = [&["--insecure", "--listen", &address], options].concat();
         Self::spawn(host.inside(&worker(name, slots, &options)))
     }
 
