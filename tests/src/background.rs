@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::observe::memory_peak_bytes;
 use crate::process::{Run, bytes_of, wait};
 use crate::wait::eventually;
 
@@ -120,13 +121,24 @@ impl MapProcess {
     /// # Panics
     /// If it does not end, with what it has said.
     #[must_use]
-    pub fn finish(mut self) -> Run {
+    pub fn finish(self) -> Run {
+        self.finish_measured().0
+    }
+
+    /// The same, and tells the most memory that it has had, in bytes.
+    ///
+    /// # Panics
+    /// If it does not end, with what it has said.
+    #[must_use]
+    pub fn finish_measured(mut self) -> (Run, u64) {
         if let Some(stdout) = self.stdout.take() {
             self.reader = Some(std::thread::spawn(move || bytes_of(stdout)));
         }
         let end = self.begun + BOUND;
+        let mut memory_peak = 0;
         while self.is_running() {
             assert!(Instant::now() < end, "no end within {BOUND:?}: {}", self.said());
+            memory_peak = memory_peak_bytes(self.pid()).unwrap_or(memory_peak);
             std::thread::park_timeout(Duration::from_millis(2));
         }
         let status = wait(&mut self.child, "widemap", BOUND).code().unwrap_or(-1);
@@ -135,7 +147,7 @@ impl MapProcess {
         // The reader of standard error may be a moment behind.
         let hears = || Arc::strong_count(&self.said);
         eventually("standard error is read to its end", hears, |&count| count == 1);
-        Run { status, stdout, stderr: self.said() }
+        (Run { status, stdout, stderr: self.said() }, memory_peak)
     }
 }
 

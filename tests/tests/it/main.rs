@@ -2,15 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod chaos;
+mod clock;
 mod deaths;
+mod ends;
 mod errors;
 mod faults;
 mod help;
+mod large;
 mod map;
 mod partitions;
 mod property;
+mod readers;
 mod readme;
 mod results;
 mod simulation;
+mod stragglers;
 mod support;
 mod weather;

@@ -1,0 +1,45 @@
+//! Maps that a person ends, and what is left of them elsewhere.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use widemap_tests::{MapProcess, WorkerProcess, eventually, processes_with};
+
+use crate::support::{Log, map, numbers, places};
+
+/// Scenario 29: Ctrl-C once gives what runs on workers its grace, then all of it is gone there, also
+/// what ignores the signal.
+#[test]
+fn an_interrupt_ends_what_ignores_it_on_every_worker() {
+    let log = Log::new();
+    let (ann, bob) = (WorkerProcess::start("ann", 1), WorkerProcess::start("bob", 1));
+    let what = "trap '' TERM INT; sleep 76.25 & sleep 76.25; sleep 76.25";
+    let map = MapProcess::start(map(&[&places(&[&ann, &bob])], &log.noting(what)), numbers(1..=9));
+    let left = || processes_with("sleep 76.25");
+    eventually("both workers are busy", || log.runs(), |&runs| runs == 2);
+    eventually("their items sleep", || left().len(), |&count| count >= 4);
+    map.signal(Signal::INT);
+    let done = map.finish().exits(130);
+    assert!(done.stderr.contains("to go on"), "{}", done.stderr);
+    eventually("nothing of them is left", left, Vec::is_empty);
+}
+
+/// Scenario 29: Ctrl-C twice ends the map at once; what ran on workers is gone after their grace.
+#[test]
+fn a_second_interrupt_ends_the_map_at_once() {
+    let log = Log::new();
+    let ann = WorkerProcess::start_with("ann", 1, &["--timers", "kill_grace_ms=4000"]);
+    let what = "trap '' TERM INT; sleep 77.25; sleep 77.25";
+    let map = MapProcess::start(map(&[&places(&[&ann])], &log.noting(what)), numbers(1..=9));
+    eventually("an item sleeps", || processes_with("sleep 77.25").len(), |&count| count > 0);
+    map.signal(Signal::INT);
+    map.says("once more ends at once");
+    let second = Instant::now();
+    map.signal(Signal::INT);
+    let done = map.finish();
+    let took = second.elapsed();
+    println!("the second interrupt ended it within {took:.2?}");
+    assert_eq!(done.status, 130, "{}", done.stderr);
+    assert!(took < Duration::from_secs(3), "{took:?}: before the grace of the item is over");
+    eventually("nothing of it is left", || processes_with("sleep 77.25"), Vec::is_empty);
+}
