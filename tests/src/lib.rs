@@ -18,4 +18,4 @@ pub use process::{
     Run, WorkerProcess, bytes_of, exec_in_background, run, run_within, widemap, worker,
 };
 pub use supervisor::SupervisedWorker;
-pub use wait::{always_for, eventually, eventually_within, needs};
+pub use wait::{always_for, eventually, eventually_within, needs, needs_root};

@@ -2,10 +2,11 @@
 //! so that nothing of the machine's own network is touched. What a network is made of goes with it.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::wait::{needs, unmet};
+use crate::wait::{needs, needs_root, unmet};
 
 /// The relay that stands for a long cable.
 const RELAY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/relay.py");
@@ -87,7 +88,8 @@ impl Network {
     /// # Panics
     /// If it cannot be made, or must not be skipped.
     pub fn far_host(&mut self, test: &str, cable: Cable) -> Option<Host> {
-        if !needs(test, "python3") {
+        let has_devices = Path::new("/dev/net/tun").exists() || unmet(test, "/dev/net/tun");
+        if !has_devices || !needs(test, "python3") {
             return None;
         }
         let host = self.namespace();
@@ -224,10 +226,6 @@ impl Host {
         command.arg("-w").args(arguments);
         succeed(self.inside(&command));
     }
-}
-
-fn needs_root(test: &str) -> bool {
-    rustix::process::geteuid().is_root() || unmet(test, "root")
 }
 
 fn ip(arguments: &[&str]) {

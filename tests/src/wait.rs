@@ -62,6 +62,15 @@ pub fn needs(test: &str, program: &str) -> bool {
     found || unmet(test, program)
 }
 
+/// Whether the test may do what only root may; where not, as with [`needs`].
+///
+/// # Panics
+/// If it may not, and must not be skipped.
+#[must_use]
+pub fn needs_root(test: &str) -> bool {
+    rustix::process::geteuid().is_root() || unmet(test, "root")
+}
+
 /// Says that a test is skipped for want of something: `false`, for whoever asked for it.
 ///
 /// # Panics

@@ -29,7 +29,7 @@ struct Story {
 }
 
 impl Story {
-    fn tell(&mut self, event: String) {
+    fn tell(&mut self, event: &str) {
         self.events.push(format!("{:7.3} {event}", self.began.elapsed().as_secs_f64()));
     }
 }
@@ -83,7 +83,7 @@ impl Place {
             _ => (Fault::Reset, 1500),
         };
         let time = Duration::from_millis(rng.u64(0..longest_ms));
-        story.tell(format!("{}: {fault:?} for {time:?}", self.name));
+        story.tell(&format!("{}: {fault:?} for {time:?}", self.name));
         match (fault, &self.host) {
             (Fault::Killed, _) => self.worker.kill(),
             (Fault::Stopped, _) => self.worker.signal(Signal::STOP),
@@ -111,7 +111,7 @@ impl Place {
             (Fault::Stopped, _) => self.worker.signal(Signal::CONT),
             (_, host) => host.iter().for_each(Host::heal),
         }
-        story.tell(format!("{}: well again", self.name));
+        story.tell(&format!("{}: well again", self.name));
         self.fault = None;
     }
 }
@@ -128,38 +128,47 @@ fn start(name: &str, host: Option<&Host>, listen: &str) -> WorkerProcess {
 struct Kind {
     words: Vec<String>,
     input: String,
+    pause: String,
     is_json: bool,
 }
 
 impl Kind {
     fn random(rng: &mut Rng, marker: &str) -> Self {
-        let sleep = |rng: &mut Rng| format!("sleep 0.0{}; : {marker}", rng.u32(0..9));
         let (options, items): (&[&str], _) = match rng.u32(0..4) {
-            0 => (&["exec"], 1..=rng.u32(20..200)),
+            0 => (&[], 1..=rng.u32(50..400)),
             1 => (&["--builtin", "square"], 1..=rng.u32(1_000..400_000)),
-            2 => (&["--builtin", "sleep"], 1..=rng.u32(20..150)),
-            _ => (&["--pipe", "--block", "2K"], 1..=rng.u32(1_000..40_000)),
+            2 => (&["--builtin", "sleep"], 1..=rng.u32(50..200)),
+            _ => (&["--pipe", "--block", "2K"], 1..=rng.u32(10_000..100_000)),
+        };
+        let script = match options.first() {
+            None => Some("echo $1"),
+            Some(&"--pipe") => Some("cat"),
+            Some(_) => None,
         };
         let is_json = rng.bool();
-        let mut words =
-            vec!["--format".to_owned(), if is_json { "json" } else { "raw" }.to_owned()];
-        let script = match options[0] {
-            "exec" => Some(format!("{}; echo $1", sleep(rng))),
-            "--pipe" => Some(format!("{}; cat", sleep(rng))),
-            _ => None,
-        };
-        words.extend(options.iter().filter(|&&word| word != "exec").map(|&word| word.to_owned()));
-        if let Some(script) = script {
-            words.extend(["--", "sh", "-c", &script, "sh"].map(str::to_owned));
+        let mut words = vec!["--format", if is_json { "json" } else { "raw" }];
+        words.extend(options);
+        let script = script.map(|what| format!("sleep $PAUSE; : {marker}; {what}"));
+        words.extend(script.iter().flat_map(|script| ["--", "sh", "-c", script, "sh"]));
+        Self {
+            words: words.into_iter().map(str::to_owned).collect(),
+            input: items.map(|n| format!("{n}\n")).collect(),
+            pause: format!("PAUSE=0.0{}", rng.u32(2..9)),
+            is_json,
         }
-        Self { words, input: items.map(|n| format!("{n}\n")).collect(), is_json }
     }
 
     /// `map` somewhere; no number of deaths makes an item their cause here.
-    fn command(&self, places: &[String]) -> Command {
-        let places = places.iter().map(String::as_str);
-        let words = ["map", "--crash-limit", "1000", "--timers", SHORT].into_iter().chain(places);
-        widemap(&words.chain(self.words.iter().map(String::as_str)).collect::<Vec<_>>())
+    fn command(&self, pause: &str, places: &[&str]) -> Command {
+        let options = ["map", "--crash-limit", "1000", "--timers", SHORT, "--env", pause];
+        let words = self.words.iter().map(String::as_str);
+        widemap(&options.into_iter().chain(places.iter().copied()).chain(words).collect::<Vec<_>>())
+    }
+
+    /// What a single process prints, which need not pause.
+    fn oracle(&self) -> Vec<u8> {
+        let done = run(self.command("PAUSE=0", &["--local", "1"]), self.input.as_bytes()).exits(0);
+        self.normal(&done.stdout)
     }
 
     /// The output without what may differ from run to run.
@@ -195,11 +204,11 @@ fn no_fault_shows_in_the_output() {
     let (mut maps, mut faults) = (0, 0);
     while story.began.elapsed() < time {
         let kind = Kind::random(&mut rng, &marker);
-        story.tell(format!("{} items: {}", kind.input.lines().count(), kind.words.join(" ")));
-        let want = run(kind.command(&["--local".into(), "1".into()]), kind.input.as_bytes());
-        let want = kind.normal(&want.exits(0).stdout);
-        let addresses = places.iter().flat_map(|place| ["--worker".into(), place.address.clone()]);
-        let command = kind.command(&addresses.collect::<Vec<_>>());
+        story.tell(&format!("{} items: {}", kind.input.lines().count(), kind.words.join(" ")));
+        let want = kind.oracle();
+        let addresses: Vec<_> =
+            places.iter().flat_map(|place| ["--worker", &place.address]).collect();
+        let command = kind.command(&kind.pause, &addresses);
         let command = match &home {
             Some(home) => home.inside(&command),
             None => command,
@@ -208,7 +217,7 @@ fn no_fault_shows_in_the_output() {
         while map.is_running() {
             let heals = map.elapsed() > FAULTS;
             places.iter_mut().for_each(|place| place.heal(heals, &mut story));
-            if !heals && rng.u32(0..4) == 0 {
+            if !heals && rng.bool() {
                 let place = &mut places[rng.usize(0..NAMES.len())];
                 if place.fault.is_none() {
                     place.strike(&mut rng, &mut story);
@@ -219,7 +228,7 @@ fn no_fault_shows_in_the_output() {
             std::thread::park_timeout(Duration::from_millis(100));
         }
         let done = map.finish();
-        story.tell(format!("ended with {}: {}", done.status, done.stderr.trim_end()));
+        story.tell(&format!("ended with {}: {}", done.status, done.stderr.trim_end()));
         assert_eq!(done.status, 0, "{}", done.stderr);
         assert!(kind.normal(&done.stdout) == want, "the output is not that of a single process");
         maps += 1;

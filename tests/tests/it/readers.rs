@@ -5,7 +5,9 @@ use std::io::Read;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use widemap_tests::{MapProcess, WorkerProcess, always_for, eventually, memory_peak_bytes, needs};
+use widemap_tests::{
+    MapProcess, WorkerProcess, always_for, eventually, memory_peak_bytes, needs, needs_root,
+};
 
 use crate::support::{Log, SHORT, counted, map, numbers, places};
 
@@ -105,8 +107,7 @@ fn a_reader_that_stands_still_is_waited_for() {
 #[test]
 fn a_full_disk_under_waiting_results_only_slows_the_map() {
     let test = "a_full_disk_under_waiting_results_only_slows_the_map";
-    let is_root = rustix::process::geteuid().is_root();
-    if !needs(test, "unshare") || !is_root {
+    if !needs(test, "unshare") || !needs_root(test) {
         return;
     }
     let log = Log::new();
