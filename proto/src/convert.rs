@@ -244,6 +244,7 @@ fn report_to_wire(report: Report) -> ReportKind {
         Report::Draining(deadline_ms) => ReportKind::Draining(wire::Draining { deadline_ms }),
         Report::Pong(stamp) => ReportKind::Pong(wire::Pong { stamp }),
         Report::InputGrant(total) => ReportKind::InputGrant(wire::InputGrant { total }),
+        Report::Cancelled(attempt) => ReportKind::Cancelled(wire::Cancelled { attempt: attempt.0 }),
     }
 }
 
@@ -294,6 +295,7 @@ fn report_from_wire(kind: ReportKind) -> Result<Report> {
         ReportKind::Draining(draining) => Report::Draining(draining.deadline_ms),
         ReportKind::Pong(pong) => Report::Pong(pong.stamp),
         ReportKind::InputGrant(grant) => Report::InputGrant(grant.total),
+        ReportKind::Cancelled(cancelled) => Report::Cancelled(AttemptId(cancelled.attempt)),
     })
 }
 

@@ -86,6 +86,8 @@ pub enum Report {
     Pong(u64),
     /// The total of input bytes that may be sent on this stream.
     InputGrant(u64),
+    /// Nothing of a cancelled attempt runs any more.
+    Cancelled(AttemptId),
 }
 
 /// Who the coordinator is.

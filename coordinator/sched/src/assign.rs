@@ -134,6 +134,7 @@ impl Scheduler {
         let there = &mut self.workers[worker];
         if suspect {
             debug_assert!(there.suspect.is_none(), "one suspect at a time on a worker");
+            debug_assert!(there.ghosts.is_empty(), "nobody else is to be blamed for a death");
             there.suspect = Some(chunk);
         }
         let worker_id = there.id;
@@ -283,10 +284,12 @@ impl Scheduler {
                 self.cancel_and_requeue(now, id, actions);
             }
         }
-        if alone && self.chunks[head].reserved().is_none() {
+        // What was cancelled may run on for a moment: a suspect waits for its end.
+        let haunted = self.chunks[head].is_suspect() && !self.workers[worker].ghosts.is_empty();
+        if (alone || haunted) && self.chunks[head].reserved().is_none() {
             self.reserve(worker, head);
         }
-        self.has_room(worker, alone).then_some(worker)
+        (self.has_room(worker, alone) && !haunted).then_some(worker)
     }
 
     fn has_room(&self, worker: Key<Worker>, alone: bool) -> bool {

@@ -44,7 +44,7 @@ pub enum Event {
     /// its own until it is back or dead.
     WorkerCut { worker: WorkerId },
     /// The same incarnation is connected again, and holds these attempts; the others are gone, and
-    /// nobody is charged for them.
+    /// nobody is charged for them. What it holds that is not its own any more is cancelled.
     WorkerBack { worker: WorkerId, held: Vec<AttemptId> },
     /// It is proved dead (refused connection, new incarnation), or its lease has ended.
     WorkerDead { worker: WorkerId, proof: DeathProof },
@@ -54,12 +54,14 @@ pub enum Event {
     /// An attempt ended. All items but the faulty ones succeeded.
     AttemptDone { attempt: AttemptId, busy_us: u64, faults: Vec<ItemFault> },
     /// An attempt's result does not fit (length, checksum): the attempt is counted against its
-    /// items' retries, its worker is held to account.
+    /// items' retries, its worker is held to account, and it is cancelled.
     AttemptRejected { attempt: AttemptId },
     /// An attempt was given back, not started.
     Revoked { attempt: AttemptId },
     /// An attempt could not be given back: it has started or ended.
     RevokedTooLate { attempt: AttemptId },
+    /// A cancelled attempt is over: nothing of it runs there any more.
+    Cancelled { worker: WorkerId, attempt: AttemptId },
 
     /// Whether accepted results can still be stored (reorder buffer and spill).
     Storage { job: JobId, full: bool },
@@ -83,7 +85,9 @@ pub enum Action {
     Assign { worker: WorkerId, attempt: AttemptId, job: JobId, range: ItemRange },
     /// Ask for an attempt back.
     Revoke { worker: WorkerId, attempt: AttemptId },
-    /// End an attempt; nothing that it sends counts any more.
+    /// End an attempt; nothing that it sends counts any more. Answered by [`Event::Cancelled`] once
+    /// nothing of it runs, at once if it was never sent. Comes again after [`Event::WorkerBack`] if
+    /// nothing was answered before.
     Cancel { worker: WorkerId, attempt: AttemptId },
     /// These items of the attempt's result are final. Comes once or more right after
     /// [`Event::AttemptDone`], in order of the items, and never twice for an item.

@@ -11,6 +11,7 @@ mod chunk;
 pub mod event;
 mod exclude;
 mod explain;
+mod ghost;
 mod invariants;
 mod job;
 mod members;

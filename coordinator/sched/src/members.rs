@@ -126,15 +126,18 @@ impl Scheduler {
             if held.binary_search(&attempt).is_err() {
                 let started = self.attempt(attempt).stage != Stage::Waiting;
                 self.requeue(now, attempt, started);
+                // A worker that cannot send a result again ends the attempt, in its own time.
+                self.workers[worker].ghosts.insert(attempt);
             } else {
                 self.ask_again(attempt, actions);
             }
         }
         for attempt in held {
             if self.attempts.get(attempt).is_none_or(|known| known.worker != worker) {
-                actions.push(Action::Cancel { worker: id, attempt });
+                self.workers[worker].ghosts.insert(attempt);
             }
         }
+        self.send_cancels_again(worker, actions);
         self.update_places(worker);
         self.relieve_excluded();
         self.conclude_jobs(actions);

@@ -163,7 +163,7 @@ impl Scheduler {
                 self.charge_and_pause(now, chunk, worker);
             }
         }
-        actions.push(Action::Release { worker: ended.worker_id, attempt: id });
+        self.send_cancel(ended.worker, id, actions);
         self.note_outcome(now, job, ended.worker, false, actions);
         self.conclude(job, actions);
     }
@@ -227,8 +227,7 @@ impl Scheduler {
 
     /// Cancels an attempt. Its chunk is the caller's to care for, if no twin goes on.
     pub(crate) fn cancel_attempt(&mut self, now: Time, id: AttemptId, actions: &mut Vec<Action>) {
-        let worker = self.workers[self.attempt(id).worker].id;
-        actions.push(Action::Cancel { worker, attempt: id });
+        self.send_cancel(self.attempt(id).worker, id, actions);
         self.end_attempt(now, id);
     }
 
@@ -239,9 +238,8 @@ impl Scheduler {
         actions: &mut Vec<Action>,
     ) {
         let attempt = self.attempt(id);
-        let worker = self.workers[attempt.worker].id;
         let started = attempt.stage != Stage::Waiting;
-        actions.push(Action::Cancel { worker, attempt: id });
+        self.send_cancel(attempt.worker, id, actions);
         self.requeue(now, id, started);
     }
 

@@ -173,7 +173,8 @@ impl Scheduler {
         | Event::WorkerCut { worker: id }
         | Event::WorkerBack { worker: id, .. }
         | Event::WorkerDead { worker: id, .. }
-        | Event::WorkerDraining { worker: id }) = event
+        | Event::WorkerDraining { worker: id }
+        | Event::Cancelled { worker: id, .. }) = event
         else {
             unreachable!("every other event is applied above");
         };
@@ -200,6 +201,7 @@ impl Scheduler {
             Event::WorkerBack { held, .. } => self.worker_back(now, worker, held, actions),
             Event::WorkerDead { proof, .. } => self.worker_dead(now, worker, proof, actions),
             Event::WorkerDraining { .. } => self.worker_draining(worker),
+            Event::Cancelled { attempt, .. } => self.cancelled(worker, attempt),
             _ => {}
         }
     }

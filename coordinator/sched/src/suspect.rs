@@ -106,10 +106,13 @@ impl Scheduler {
 
     /// An idle slot for a suspect, if there is one.
     pub(crate) fn suspect_worker(&mut self, chunk: Key<Chunk>) -> Option<Key<Worker>> {
-        if self.is_on_last_try(chunk) {
+        if self.is_on_last_try(chunk) || self.chunks[chunk].reserved().is_some() {
             return self.quiet_worker(chunk);
         }
-        let free = |&key: &Key<Worker>| self.workers[key].suspect.is_none();
+        let free = |&key: &Key<Worker>| {
+            let there = &self.workers[key];
+            there.suspect.is_none() && there.ghosts.is_empty()
+        };
         self.jobs[self.chunks[chunk].job].pool.below(LEVEL_BUSY).find(free)
     }
 
@@ -137,12 +140,14 @@ impl Scheduler {
                 let free = self.workers.iter().filter(|&(key, there)| {
                     pool.place(key).is_some() && there.suspect.is_none() && there.quiet.is_none()
                 });
-                let (worker, _) = free.min_by_key(|(_, there)| there.attempts)?;
+                let load = |there: &Worker| there.attempts as usize + there.ghosts.len();
+                let (worker, _) = free.min_by_key(|(_, there)| load(there))?;
                 self.reserve(worker, chunk);
                 worker
             }
         };
-        (self.workers[worker].attempts == 0).then_some(worker)
+        let there = &self.workers[worker];
+        (there.attempts == 0 && there.ghosts.is_empty()).then_some(worker)
     }
 
     /// Lets the worker be used as others are, once the suspect's attempt there has ended.

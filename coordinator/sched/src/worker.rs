@@ -1,5 +1,7 @@
 //! A worker as the scheduler sees it: what it can run, what it has, and whether it is trusted.
 
+use std::collections::BTreeSet;
+
 use widemap_common::ids::{AttemptId, WorkerId};
 use widemap_common::limits::{QUEUE_MAX, SLOTS_MAX};
 use widemap_common::time::Time;
@@ -71,6 +73,8 @@ pub(crate) struct Worker {
     pub(crate) suspect: Option<Key<Chunk>>,
     /// The suspect on its last try that it runs, or is emptied for: nothing else is sent.
     pub(crate) quiet: Option<Key<Chunk>>,
+    /// Cancelled attempts that may still run there: no suspect is sent beside them.
+    pub(crate) ghosts: BTreeSet<AttemptId>,
 }
 
 impl Worker {
@@ -92,6 +96,7 @@ impl Worker {
             jobs: Vec::new(),
             suspect: None,
             quiet: None,
+            ghosts: BTreeSet::new(),
             traits,
         }
     }

@@ -123,10 +123,10 @@ impl Driver {
     fn cancel_attempt(&mut self, worker: WorkerId, attempt: AttemptId) {
         self.attempts.remove(&attempt);
         self.job.discard(attempt);
-        if let Some(link) = self.fleet.link(worker)
-            && link.outbox.recall(attempt) == Recalled::Sent
-        {
-            link.outbox.order(Order::Cancel(attempt));
+        let Some(link) = self.fleet.link(worker) else { return };
+        match link.outbox.recall(attempt) {
+            Recalled::Unsent => self.events.push_back(Event::Cancelled { worker, attempt }),
+            Recalled::Sent => link.outbox.order(Order::Cancel(attempt)),
         }
     }
 

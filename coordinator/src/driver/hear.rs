@@ -2,7 +2,7 @@
 
 use widemap_common::ids::WorkerId;
 use widemap_common::limits::PART_BYTES_MAX;
-use widemap_proto::session::{Credit, Done, HeldAttempt, Order, Part, Report, WorkerHello};
+use widemap_proto::session::{Credit, Done, HeldAttempt, Part, Report, WorkerHello};
 use widemap_sched::event::{DeathProof, Event, ItemFault};
 
 use super::fleet::{Attachment, WorkerState};
@@ -64,11 +64,15 @@ impl Driver {
         match attachment {
             None => {}
             Some(Attachment::New(worker)) => {
-                self.forget_held(worker, held);
                 self.meet(worker);
                 if let Some(traits) = self.fleet.traits(worker, round_trip) {
                     self.demand(worker, traits.slots);
                     self.events.push_back(Event::WorkerUp { worker, traits });
+                }
+                if !held.is_empty() {
+                    // It was given up before, and goes on with what is nobody's any more.
+                    let held = held.iter().map(|held| held.attempt).collect();
+                    self.events.push_back(Event::WorkerBack { worker, held });
                 }
             }
             Some(Attachment::Back(worker)) => {
@@ -95,29 +99,18 @@ impl Driver {
         }
     }
 
-    /// What a worker holds that nobody here knows of is of no use.
-    fn forget_held(&self, worker: WorkerId, held: &[HeldAttempt]) {
-        let Some(link) = self.fleet.link(worker) else { return };
-        for held in held.iter().filter(|held| !self.is_assigned(worker, held)) {
-            link.outbox.order(Order::Cancel(held.attempt));
-        }
-    }
-
-    fn is_assigned(&self, worker: WorkerId, held: &HeldAttempt) -> bool {
-        self.is_of(worker, held.attempt)
-    }
-
     /// Whether an attempt was assigned to this worker and is not over.
     fn is_of(&self, worker: WorkerId, attempt: widemap_common::ids::AttemptId) -> bool {
         self.attempts.get(&attempt).is_some_and(|attempt| attempt.worker == worker)
     }
 
-    /// The same incarnation is back: what it holds goes on, what it does not hold is gone.
+    /// The same incarnation is back: what it holds goes on, what it does not hold is gone. What it
+    /// holds that nobody here knows of is of no use: the scheduler has it cancelled.
     fn reattach(&mut self, worker: WorkerId, held: &[HeldAttempt]) {
-        self.forget_held(worker, held);
         let mut kept = Vec::new();
         for held in held {
-            if !self.is_assigned(worker, held) {
+            if !self.is_of(worker, held.attempt) {
+                kept.push(held.attempt);
                 continue;
             }
             // Its output comes again from the first byte.
@@ -203,6 +196,7 @@ impl Driver {
                 Event::Revoked { attempt }
             }
             Report::TooLate(attempt) => Event::RevokedTooLate { attempt },
+            Report::Cancelled(attempt) => Event::Cancelled { worker, attempt },
             Report::Heartbeat(running) => Event::Progress {
                 worker,
                 running: running.iter().map(|progress| (progress.attempt, progress.item)).collect(),
@@ -278,9 +272,6 @@ impl Driver {
             .line(format!("widemap: warning: a result of worker {name} is refused: {problem}"));
         self.attempts.remove(&attempt);
         self.job.discard(attempt);
-        if let Some(link) = self.fleet.link(worker) {
-            link.outbox.order(Order::Cancel(attempt));
-        }
         self.events.push_back(Event::AttemptRejected { attempt });
         self.drain_events();
     }

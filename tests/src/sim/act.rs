@@ -31,8 +31,11 @@ impl Coordinator {
             },
             Action::Cancel { worker, attempt } => {
                 self.forget_attempt(attempt);
-                if self.fleet.outbox(worker).drop_attempt(attempt) == Recalled::Sent {
-                    self.fleet.outbox(worker).order(Order::Cancel(attempt));
+                match self.fleet.outbox(worker).drop_attempt(attempt) {
+                    Recalled::Unsent => {
+                        self.events.push_back(Event::Cancelled { worker, attempt });
+                    }
+                    Recalled::Sent => self.fleet.outbox(worker).order(Order::Cancel(attempt)),
                 }
             }
             Action::Accept { job, attempt, range, .. } => self.job(job).accept(attempt, range),

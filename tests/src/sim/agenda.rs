@@ -36,6 +36,8 @@ pub(super) enum Due {
     Heartbeat(HostId, Incarnation),
     /// An attempt comes to its end.
     Finish(HostId, Incarnation, AttemptId),
+    /// Nothing is left of an attempt that was cancelled.
+    Gone(HostId, Incarnation, AttemptId),
     /// A worker that is cut off gives up its coordinator, unless it was back meanwhile.
     LeaseEnds { host: HostId, incarnation: Incarnation, detached: Time },
     /// A worker that drains ends what still runs.

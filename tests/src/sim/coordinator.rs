@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
 use widemap_common::time::{Time, Timers};
-use widemap_proto::session::{Done, HeldAttempt, Order, Part, Report, WorkerHello};
+use widemap_proto::session::{Done, HeldAttempt, Part, Report, WorkerHello};
 use widemap_sched::event::{Action, DeathProof, Event, ItemFault, WorkerTraits};
 use widemap_sched::{Scheduler, SchedulerConfig};
 
@@ -196,7 +196,6 @@ impl Coordinator {
         self.jobs.iter_mut().for_each(|job| job.urged = None);
         match attachment {
             Attachment::New(worker) => {
-                self.forget_held(worker, held);
                 let hello = &self.fleet.member(worker).hello;
                 let traits = WorkerTraits {
                     name: hello.name.clone(),
@@ -207,17 +206,12 @@ impl Coordinator {
                     round_trip_us,
                 };
                 self.events.push_back(Event::WorkerUp { worker, traits });
+                if !held.is_empty() {
+                    let held = held.iter().map(|held| held.attempt).collect();
+                    self.events.push_back(Event::WorkerBack { worker, held });
+                }
             }
             Attachment::Back(worker) => self.reattach(worker, held),
-        }
-    }
-
-    /// What a worker holds that nobody here knows of is of no use.
-    fn forget_held(&mut self, worker: WorkerId, held: &[HeldAttempt]) {
-        for held in held {
-            if !self.is_assigned(worker, held.attempt) {
-                self.fleet.outbox(worker).order(Order::Cancel(held.attempt));
-            }
         }
     }
 
@@ -227,10 +221,10 @@ impl Coordinator {
 
     /// The same incarnation is back: what it holds goes on, what it does not hold is gone.
     fn reattach(&mut self, worker: WorkerId, held: &[HeldAttempt]) {
-        self.forget_held(worker, held);
         let mut kept = Vec::new();
         for held in held {
             if !self.is_assigned(worker, held.attempt) {
+                kept.push(held.attempt);
                 continue;
             }
             let Some(attempt) = self.attempts.get_mut(&held.attempt) else { continue };
@@ -305,6 +299,7 @@ impl Coordinator {
                 Event::Revoked { attempt }
             }
             Report::TooLate(attempt) => Event::RevokedTooLate { attempt },
+            Report::Cancelled(attempt) => Event::Cancelled { worker, attempt },
             Report::Heartbeat(running) => Event::Progress {
                 worker,
                 running: running.iter().map(|progress| (progress.attempt, progress.item)).collect(),
@@ -327,12 +322,12 @@ impl Coordinator {
         self.fleet.member_mut(worker).received_total += part.data.len() as u64;
         let Some(attempt) = self.attempts.get_mut(&part.attempt) else { return };
         if attempt.worker != worker || attempt.staged_bytes != part.offset {
-            return self.reject(worker, part.attempt);
+            return self.reject(part.attempt);
         }
         attempt.staged_bytes += part.data.len() as u64;
         let job = attempt.job;
         if !self.job(job).merge.stage(part.attempt, part.offset, &part.data) {
-            self.reject(worker, part.attempt);
+            self.reject(part.attempt);
         }
     }
 
@@ -346,7 +341,7 @@ impl Coordinator {
         };
         let (job, range) = (attempt.job, attempt.range);
         if !fits(attempt, done) {
-            return self.reject(worker, id);
+            return self.reject(id);
         }
         let fault = |fault: &widemap_common::failure::Fault| ItemFault {
             index: fault.index,
@@ -356,21 +351,20 @@ impl Coordinator {
         let faults = done.faults.iter().map(fault).collect();
         let name = self.fleet.member(worker).hello.name.clone();
         if !self.job(job).arrived(range, &name, done) {
-            return self.reject(worker, id);
+            return self.reject(id);
         }
         self.job(job).oracle.told_of_faults(range, &done.faults);
         self.events.push_back(Event::AttemptDone { attempt: id, busy_us: done.busy_us, faults });
         self.drain_events();
     }
 
-    fn reject(&mut self, worker: WorkerId, id: AttemptId) {
+    fn reject(&mut self, id: AttemptId) {
         if let Some(attempt) = self.attempts.remove(&id) {
             let job = self.job(attempt.job);
             job.discard(id);
             job.oracle.told(attempt.range);
             job.rejected += 1;
         }
-        self.fleet.outbox(worker).order(Order::Cancel(id));
         self.events.push_back(Event::AttemptRejected { attempt: id });
         self.drain_events();
     }

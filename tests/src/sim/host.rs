@@ -227,6 +227,13 @@ impl World {
             Due::Finish(host, incarnation, attempt) if self.hosts[host].lives(incarnation) => {
                 self.finish(host, attempt);
             }
+            Due::Gone(host, incarnation, attempt) if self.hosts[host].lives(incarnation) => {
+                let process = self.hosts[host].process.as_mut().expect("it lives");
+                if let Some(session) = &mut process.session {
+                    session.gone(attempt);
+                }
+                self.after_change(host);
+            }
             Due::LeaseEnds { host, incarnation, detached } => {
                 let process = self.hosts[host].process.as_mut();
                 let process = process.filter(|process| process.incarnation == incarnation);
@@ -333,6 +340,10 @@ impl World {
             return self.kill(host, None);
         }
         let Some(session) = &mut process.session else { return };
+        for attempt in session.take_cancelled() {
+            let at = now + Duration::from_micros(self.options.kill_us);
+            self.agenda.put(at, Due::Gone(host, incarnation, attempt));
+        }
         let started = session.start(now);
         let has_stream = session.stream.is_some();
         if has_stream && session.has_reports() && !process.send_is_due {
@@ -371,12 +382,9 @@ impl World {
     fn finish(&mut self, host: HostId, id: AttemptId) {
         let there = &mut self.hosts[host];
         let process = there.process.as_mut().expect("it lives");
-        let session = process.session.as_mut();
-        let Some((session, (job, range))) =
-            session.and_then(|session| session.running(id).map(|running| (session, running)))
-        else {
-            return;
-        };
+        let Some(session) = process.session.as_mut() else { return };
+        let ending = session.ending(id);
+        let Some((job, range)) = session.running(id).or(ending) else { return };
         // What has ended and was not sent yet makes this one look as if it waited.
         let all_said = !session.has_reports();
         let state = &mut self.coordinator.jobs[job.0 as usize];
@@ -387,9 +395,12 @@ impl World {
             self.coordinator.jobs[job.0 as usize].oracle.killed(item, seen);
             self.coordinator.note(|| format!("item {item} kills host {host}"));
             self.poison_deaths += 1;
-            self.crashes += u32::from(!seen);
             let restart_after = self.hosts[host].restart_after;
             return self.kill(host, restart_after);
+        }
+        if ending.is_some() {
+            session.gone(id);
+            return self.after_change(host);
         }
         let Run { output, faults } = state.oracle.run(range);
         let lies = self.rng.u32(0..10_000) < there.lies_per_10k;

@@ -34,6 +34,8 @@ pub struct Options {
     pub(super) two_addresses: bool,
     pub(super) restart_ms: u64,
     pub(super) drain_ms: u64,
+    /// How long a process takes to end when it is told to.
+    pub(super) kill_us: u64,
     // The job.
     pub(super) items: usize,
     pub(super) item_us: u64,
@@ -91,6 +93,7 @@ impl Options {
             two_addresses: false,
             restart_ms: 500,
             drain_ms: 30_000,
+            kill_us: 1_000,
             items: 0,
             item_us: 1_000_000,
             item_spread_percent: 0,
@@ -156,6 +159,7 @@ impl Options {
         self.two_addresses = rng.u32(0..100) < 20;
         self.restart_ms = log_uniform(rng, 1, 5_000);
         self.drain_ms = log_uniform(rng, 1, 30_000);
+        self.kill_us = log_uniform(rng, 10, 3_000_000);
     }
 
     fn choose_job(&mut self, rng: &mut Rng) {

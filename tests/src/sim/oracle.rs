@@ -280,10 +280,9 @@ impl Oracle {
                 (Nature::Poison | Nature::Fails | Nature::Permanent, fate) => {
                     assert_ne!(fate, Fate::Accepted, "item {at} cannot succeed");
                 }
+                // Where one death convicts, it convicts all that ran there.
                 (Nature::Good, fate) if alone && calm.nobody_lies && calm.nobody_crashes => {
-                    // What was cancelled may have killed its worker before that was heard of: then
-                    // the suspect that was sent there next is charged.
-                    let sure = policy.crash_limit > u32::from(policy.speculate) && calm.one_poison;
+                    let sure = policy.crash_limit > 0;
                     assert!(
                         fate == Fate::Accepted || !sure,
                         "item {at} is good, but {fate:?}: {life:?}"
@@ -292,6 +291,11 @@ impl Oracle {
                 _ => {}
             }
         }
+    }
+
+    /// Whether a process was killed by what nobody could know to be there.
+    pub(super) fn has_unseen_kills(&self) -> bool {
+        self.lives.iter().any(|life| life.kills_unseen > 0)
     }
 
     /// How often an item killed a process.
@@ -318,10 +322,8 @@ impl Oracle {
 pub(super) struct Calm {
     /// No result was refused.
     pub(super) nobody_lies: bool,
-    /// No process died but by a poison item, and none of those unseen.
+    /// No process died but by a poison item.
     pub(super) nobody_crashes: bool,
-    /// There was one poison item at the most.
-    pub(super) one_poison: bool,
 }
 
 fn index(item: u64) -> usize {

@@ -307,12 +307,12 @@ impl Sim {
             job.check_empty();
             let poisons = job.oracle.items.iter().filter(|item| item.nature == Nature::Poison);
             let one_poison = poisons.count() <= 1;
-            let single_poison = network_calm && one_poison && self.world.crashes == 0;
+            let unseen = job.oracle.has_unseen_kills();
+            let single_poison = network_calm && one_poison && !unseen && self.world.crashes == 0;
             job.oracle.check_budgets(&job.policy, single_poison);
             let calm = Calm {
                 nobody_lies: job.rejected == 0,
                 nobody_crashes: network_calm && self.world.crashes == 0,
-                one_poison,
             };
             job.oracle.check_end(&job.policy, calm);
         }

@@ -36,6 +36,9 @@ pub(super) struct Session {
     /// What waits for a slot, in the order in which it came.
     lane: VecDeque<AttemptId>,
     running: BTreeSet<AttemptId>,
+    /// Cancelled attempts whose processes take their time to end, and those of them that are new.
+    ending: BTreeMap<AttemptId, (JobId, ItemRange)>,
+    cancelled: Vec<AttemptId>,
     credit: Credit,
     small: VecDeque<Report>,
     /// Attempts with output, or an end, that this stream has not carried: earlier items first.
@@ -105,6 +108,8 @@ impl Session {
             attempts: BTreeMap::new(),
             lane: VecDeque::new(),
             running: BTreeSet::new(),
+            ending: BTreeMap::new(),
+            cancelled: Vec::new(),
             credit: Credit { slots: 0, queue: 0 },
             small: VecDeque::new(),
             ready: BTreeSet::new(),
@@ -155,7 +160,12 @@ impl Session {
                 let answer = if back { Report::Revoked } else { Report::TooLate };
                 self.small.push_back(answer(attempt));
             }
-            Order::Cancel(attempt) => self.forget(attempt),
+            Order::Cancel(attempt) => {
+                self.cancel(attempt);
+                if !self.ending.contains_key(&attempt) {
+                    self.small.push_back(Report::Cancelled(attempt));
+                }
+            }
             Order::Hello(_) => return Err("a second hello"),
             Order::Demand(_) | Order::Ping(_) | Order::Goodbye | Order::LeftOut(_) => {}
         }
@@ -176,7 +186,7 @@ impl Session {
         self.jobs.remove(&job);
         let of_job = self.attempts.iter().filter(|(_, held)| held.job == job);
         let attempts: Vec<_> = of_job.map(|(&id, _)| id).collect();
-        attempts.into_iter().for_each(|id| self.forget(id));
+        attempts.into_iter().for_each(|id| self.cancel(id));
     }
 
     fn assign(&mut self, assign: &Assign) -> Result<(), &'static str> {
@@ -227,7 +237,28 @@ impl Session {
         waits
     }
 
-    pub(super) fn forget(&mut self, id: AttemptId) {
+    /// Ends an attempt and forgets it. What runs keeps its slot until nothing is left of it.
+    fn cancel(&mut self, id: AttemptId) {
+        if let Some(running) = self.running(id) {
+            self.ending.insert(id, running);
+            self.cancelled.push(id);
+        }
+        self.forget(id);
+    }
+
+    /// The attempts that were cancelled while they ran, since the last time.
+    pub(super) fn take_cancelled(&mut self) -> Vec<AttemptId> {
+        std::mem::take(&mut self.cancelled)
+    }
+
+    /// Nothing is left of a cancelled attempt.
+    pub(super) fn gone(&mut self, id: AttemptId) {
+        if self.ending.remove(&id).is_some() {
+            self.small.push_back(Report::Cancelled(id));
+        }
+    }
+
+    fn forget(&mut self, id: AttemptId) {
         let Some(held) = self.attempts.remove(&id) else { return };
         self.lane.retain(|&waiting| waiting != id);
         self.running.remove(&id);
@@ -236,7 +267,7 @@ impl Session {
 
     /// Lets what waits start, as far as there are slots. Gives what now runs with all of its input.
     pub(super) fn start(&mut self, now: Time) -> Vec<(AttemptId, JobId, ItemRange)> {
-        while self.running.len() < self.credit.slots as usize
+        while self.running.len() + self.ending.len() < self.credit.slots as usize
             && let Some(id) = self.lane.pop_front()
         {
             let held = self.attempts.get_mut(&id).expect("what waits is held");
@@ -261,6 +292,11 @@ impl Session {
     pub(super) fn running(&self, id: AttemptId) -> Option<(JobId, ItemRange)> {
         let held = self.attempts.get(&id).filter(|_| self.running.contains(&id))?;
         Some((held.job, held.range))
+    }
+
+    /// The same of one that was cancelled and is still in its slot.
+    pub(super) fn ending(&self, id: AttemptId) -> Option<(JobId, ItemRange)> {
+        self.ending.get(&id).copied()
     }
 
     /// Every attempt that is held.
@@ -304,7 +340,7 @@ impl Session {
     /// Cancels what runs; results that are not accepted stay.
     pub(super) fn cancel_unfinished(&mut self) {
         let running: Vec<_> = self.running.iter().copied().collect();
-        running.into_iter().for_each(|id| self.forget(id));
+        running.into_iter().for_each(|id| self.cancel(id));
     }
 
     /// Reports how far the running attempts are. Whether there are any.

@@ -1,7 +1,7 @@
 //! What a worker holds for one coordinator: open jobs, attempts, results that are not accepted. It
 //! outlives the stream. Orders and slot events go in, reports come out; no clock and no network.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -65,6 +65,8 @@ pub(super) struct Session {
     /// Jobs that are closed but have attempts that are being ended.
     closing: Vec<Arc<Job>>,
     attempts: HashMap<AttemptId, Attempt>,
+    /// Attempts that were cancelled and are still in their slots.
+    ending: HashSet<AttemptId>,
     outbox: Outbox,
     input: InputAccount,
     /// Tasks that go to the slots together, and the ticket of the first.
@@ -92,6 +94,7 @@ impl Session {
             jobs: BTreeMap::new(),
             closing: Vec::new(),
             attempts: HashMap::new(),
+            ending: HashSet::new(),
             outbox: Outbox::default(),
             input: InputAccount::new(lane.meter.clone()),
             lane,
@@ -179,7 +182,12 @@ impl Session {
             Order::OpenJob(job, spec) => self.open_job(job, *spec),
             Order::CloseJob(job) => self.close_job(job),
             Order::Revoke(attempt) => self.revoke(attempt),
-            Order::Cancel(attempt) => self.cancel(attempt),
+            Order::Cancel(attempt) => {
+                self.cancel(attempt);
+                if !self.ending.contains(&attempt) {
+                    self.outbox.push(Report::Cancelled(attempt));
+                }
+            }
             Order::Hello(_) => return Err(Violation::SecondHello),
             Order::Demand(attempts) => self.demand = Some(attempts),
             Order::Goodbye => self.goodbye = true,
@@ -197,10 +205,13 @@ impl Session {
                 SlotEvent::Output { attempt, data, flow } => self.output(attempt, |outgoing| {
                     outgoing.push(data, flow);
                 }),
+                SlotEvent::Ended { attempt, .. } if self.ending.remove(&attempt) => {
+                    self.outbox.push(Report::Cancelled(attempt));
+                }
                 SlotEvent::Ended { attempt, done: Some(done) } => {
                     self.output(attempt, |outgoing| outgoing.finish(done));
                 }
-                SlotEvent::Ended { attempt, done: None } => self.cancel(attempt),
+                SlotEvent::Ended { attempt, done: None } => self.forget(attempt),
             }
         }
         self.events = events;
@@ -482,7 +493,8 @@ impl Session {
         true
     }
 
-    /// Ends an attempt, however far it is, and forgets it.
+    /// Ends an attempt, however far it is, and forgets it. One that runs is told of once its slot is
+    /// free.
     fn cancel(&mut self, id: AttemptId) {
         let Some(held) = self.attempts.get(&id) else { return };
         if held.outgoing.is_finished() {
@@ -493,6 +505,7 @@ impl Session {
         if !self.take_back(id) {
             self.lane.cancel(id);
             self.forget(id);
+            self.ending.insert(id);
         }
     }
 

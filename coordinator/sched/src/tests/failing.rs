@@ -71,9 +71,10 @@ fn a_result_that_does_not_fit_spends_a_run_of_its_chunk() {
     let mut script = Script::new().workers(2, 1).job(chunks_of(2), 2);
     script.tell(Event::AttemptRejected { attempt: AttemptId(0) });
     script.passes(50);
-    script.expect(&["a0 c0+2 to w0", "retry c0+2 error", "a1 c0+2 to w1"]);
+    script.expect(&["a0 c0+2 to w0", "retry c0+2 error", "cancel a0 on w0", "a1 c0+2 to w1"]);
     script.tell(Event::AttemptRejected { attempt: AttemptId(1) });
-    script.expect(&["fail c0+1 error run 2", "fail c1+1 error run 2", "ended j0"]);
+    let ends = ["fail c0+1 error run 2", "fail c1+1 error run 2", "cancel a1 on w1", "ended j0"];
+    script.expect(&ends);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Any order of completions, failures, deaths, cuts and full storage ends with every item accepted
 //! or failed, once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -24,6 +24,7 @@ struct ToyWorker {
     slots: usize,
     attempts: Vec<(AttemptId, JobId, ItemRange)>,
     asked_back: Vec<AttemptId>,
+    cancelled: Vec<AttemptId>,
     cut: bool,
     draining: bool,
 }
@@ -49,6 +50,9 @@ struct Toy {
     /// The attempt that ended last, its items, and those of them that failed.
     last_done: Option<(AttemptId, ItemRange, Vec<u32>)>,
     story: Vec<String>,
+    /// What is to be told once the actions at hand are carried out, as the driver does.
+    events: VecDeque<Event>,
+    is_telling: bool,
 }
 
 impl Toy {
@@ -66,6 +70,8 @@ impl Toy {
             policies,
             last_done: None,
             story: Vec::new(),
+            events: VecDeque::new(),
+            is_telling: false,
         };
         for job in 0..toy.policies.len() {
             let policy = toy.policies[job].clone();
@@ -97,14 +103,21 @@ impl Toy {
     }
 
     fn tell(&mut self, event: Event) {
-        self.story.push(format!("{} {event:?}", self.now));
-        let mut actions = Vec::new();
-        self.scheduler.handle(self.now, event, &mut actions);
-        self.scheduler.check_invariants();
-        for action in actions {
-            self.story.push(format!("    {}", line(&action)));
-            self.carry_out(&action);
+        self.events.push_back(event);
+        if std::mem::replace(&mut self.is_telling, true) {
+            return;
         }
+        while let Some(event) = self.events.pop_front() {
+            self.story.push(format!("{} {event:?}", self.now));
+            let mut actions = Vec::new();
+            self.scheduler.handle(self.now, event, &mut actions);
+            self.scheduler.check_invariants();
+            for action in actions {
+                self.story.push(format!("    {}", line(&action)));
+                self.carry_out(&action);
+            }
+        }
+        self.is_telling = false;
     }
 
     fn carry_out(&mut self, action: &Action) {
@@ -124,6 +137,7 @@ impl Toy {
             Action::Cancel { worker, attempt } => {
                 let there = self.workers.get_mut(&worker).expect("a worker that is there");
                 there.attempts.retain(|entry| entry.0 != attempt);
+                there.cancelled.push(attempt);
             }
             Action::Accept { job, attempt, range, .. } => {
                 let (done, whole, faulty) = self.last_done.as_ref().expect("an attempt is done");
@@ -200,7 +214,15 @@ impl Toy {
 
     fn answer(&mut self, worker: WorkerId) {
         let there = self.workers.get_mut(&worker).expect("a worker that is there");
-        if there.cut || there.asked_back.is_empty() {
+        if there.cut {
+            return;
+        }
+        let cancelled = std::mem::take(&mut there.cancelled);
+        for attempt in cancelled {
+            self.tell(Event::Cancelled { worker, attempt });
+        }
+        let there = self.workers.get_mut(&worker).expect("a worker that is there");
+        if there.asked_back.is_empty() {
             return;
         }
         let attempt = there.asked_back.remove(0);
@@ -228,6 +250,7 @@ impl Toy {
         }
         there.cut = false;
         there.asked_back.clear();
+        there.cancelled.clear();
         if loses {
             there.attempts.pop();
         }

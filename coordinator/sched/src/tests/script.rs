@@ -22,6 +22,8 @@ pub(crate) struct Script {
     said: Vec<String>,
     workers: u32,
     refuse: bool,
+    /// Whether what is cancelled is over only when the story says so.
+    pub(crate) lingers: bool,
 }
 
 impl Script {
@@ -35,6 +37,7 @@ impl Script {
             said: Vec::new(),
             workers: 0,
             refuse: false,
+            lingers: false,
         }
     }
 
@@ -106,6 +109,12 @@ impl Script {
             Action::OpenJob { worker, job } => self.tell(Event::JobReady { worker, job }),
             Action::Cut { job, chunks, items_max, .. } => self.cut(job, chunks, items_max),
             Action::Release { .. } | Action::CloseJob { .. } => {}
+            Action::Cancel { worker, attempt } => {
+                self.said.push(line(&action));
+                if !self.lingers {
+                    self.tell(Event::Cancelled { worker, attempt });
+                }
+            }
             action => self.said.push(line(&action)),
         }
     }

@@ -96,7 +96,7 @@ fn a_cut_worker_keeps_what_it_has_until_it_is_back() {
     assert!(script.scheduler.explain(JobId(0)).contains("cut off and keeps it"));
     let held = vec![AttemptId(0), AttemptId(1)];
     script.tell(Event::WorkerBack { worker: WorkerId(0), held });
-    script.expect(&["cancel a1 on w0", "a4 c2+1 to w1"]);
+    script.expect(&["cancel a1 on w0", "cancel a2 on w0", "a4 c2+1 to w1"]);
     script.done(0);
     script.done(4);
     script.expect(&["accept c0+1 a0 run 1", "accept c2+1 a4 run 2", "ended j0"]);

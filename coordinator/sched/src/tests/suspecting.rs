@@ -1,6 +1,6 @@
 //! Workers die, and the item that killed them is found.
 
-use widemap_common::ids::{JobId, WorkerId};
+use widemap_common::ids::{AttemptId, JobId, WorkerId};
 use widemap_common::spec::Runtime;
 
 use super::chunks_of;
@@ -156,4 +156,42 @@ fn a_worker_kept_for_a_suspect_is_the_head_s_when_storage_is_full() {
     script.expect(&["accept c0+1 a0 run 1", "retry c1+1 error"]);
     script.passes(50);
     script.expect(&["a3 c1+1 to w0"]);
+}
+
+#[test]
+fn no_suspect_runs_beside_a_cancelled_attempt_that_may_still_run() {
+    let speculate = JobPolicy { speculate: true, crash_limit: 1, ..chunks_of(1) };
+    let mut script = Script::new().workers(2, 1).job(speculate, 2);
+    script.lingers = true;
+    script.done(1);
+    script.passes(1_000);
+    script.expect(&["a0 c0+1 to w0", "a1 c1+1 to w1", "accept c1+1 a1 run 1", "a2 c0+1 to w1"]);
+    // The item killed one worker, and its twin may be about to kill the other.
+    script.dies(0);
+    script.expect(&["cancel a2 on w1"]);
+    script.passes(1_000);
+    script.expect(&[]);
+    script.tell(Event::Cancelled { worker: WorkerId(1), attempt: AttemptId(2) });
+    script.expect(&["a3 c0+1 to w1"]);
+}
+
+#[test]
+fn what_was_cancelled_before_a_cut_is_asked_for_again_after_it() {
+    let policy = JobPolicy { crash_limit: 1, ..chunks_of(1) };
+    let mut script = Script::new().workers(2, 2).job(policy, 8);
+    script.lingers = true;
+    script.said();
+    script.dies(0);
+    script.storage(true);
+    // The head waits for the end of what it took the worker from.
+    script.expect(&["cancel a3 on w1", "cancel a1 on w1"]);
+    let worker = WorkerId(1);
+    script.tell(Event::Cancelled { worker, attempt: AttemptId(3) });
+    script.tell(Event::WorkerCut { worker });
+    script.tell(Event::WorkerBack { worker, held: vec![AttemptId(1), AttemptId(9)] });
+    script.expect(&["cancel a1 on w1", "cancel a9 on w1"]);
+    script.tell(Event::Cancelled { worker, attempt: AttemptId(1) });
+    script.expect(&[]);
+    script.tell(Event::Cancelled { worker, attempt: AttemptId(9) });
+    script.expect(&["a4 c0+1 to w1"]);
 }
