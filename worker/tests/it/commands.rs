@@ -226,7 +226,7 @@ async fn no_zombie_stays_and_a_cancel_ends_the_whole_group() {
     for _ in 0..2 {
         assert!(matches!(link.next().await, Ok(Report::Cancelled(AttemptId(1 | 2)))));
     }
-    assert!(children_of_spawner(worker.pid()).is_empty(), "none runs");
+    eventually("none runs", || children_of_spawner(worker.pid()).is_empty()).await;
     link.send(vec![Order::CloseJob(JOB)]).await;
     let spec = Box::new(exec(&["echo"]));
     link.send(vec![Order::OpenJob(widemap_common::ids::JobId(2), spec)]).await;
