@@ -294,10 +294,12 @@ impl Driver {
         if let Some(level) = self.job.poll_input() {
             self.events.push_back(Event::InputLevel { job, level });
         }
+        let sink = self.job.poll_sink();
+        // After the sink has been fed: what went there makes room, and wakes nobody.
         if let Some(full) = self.job.poll_storage() {
             self.events.push_back(Event::Storage { job, full });
         }
-        match self.job.poll_sink() {
+        match sink {
             Ok(None) => {}
             Ok(Some(error)) => self.notices.say(&format!("{error}; what waits stays in memory")),
             Err(MapError::Output(error)) if error.is_closed() => {
