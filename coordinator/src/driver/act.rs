@@ -140,8 +140,10 @@ impl Driver {
             .filter(|(_, worker)| worker.is_attached())
             .map(|(id, _)| id)
             .collect();
+        // A grant moves by half a window: what is left of it before must be worth a part, or a result
+        // that does not fit into it waits for ever.
         let window = (self.job.reorder_bytes_max() / 2 / attached.len().max(1) as u64)
-            .clamp(PART_BYTES_MIN, OUTPUT_WINDOW_BYTES);
+            .clamp(2 * PART_BYTES_MIN, OUTPUT_WINDOW_BYTES);
         for worker in attached {
             let Some(entry) = self.fleet.worker_mut(worker) else { continue };
             let head = heads.iter().find(|(of, ..)| *of == worker);
