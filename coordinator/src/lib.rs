@@ -15,6 +15,12 @@ mod say;
 mod session;
 mod summary;
 
+/// The parts of a session that have no network in them, for the simulation.
+#[doc(hidden)]
+pub mod session_for_tests {
+    pub use crate::session::{Outbox, Recalled, SendBounds, StreamId};
+}
+
 use std::process::ExitCode;
 
 /// The whole program: reads the command line, does what it says, returns the exit status.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::limits::{
-    REORDER_BYTES_MAX, SINK_BUFFER_BYTES, SPILL_BATCH_BYTES, SPILL_BYTES_MAX,
+    REORDER_BYTES_MAX, SINK_BUFFER_BYTES, SINK_QUEUE_BYTES, SPILL_BATCH_BYTES, SPILL_BYTES_MAX,
+    SPILL_QUEUE_BYTES,
 };
 
 use super::piece::{Emit, Piece};
@@ -42,6 +43,30 @@ impl Default for MergeConfig {
     }
 }
 
+/// Bounds inside the merge that only tests change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MergeBounds {
+    /// What is handed to the sink at once.
+    pub sink_buffer_bytes: u64,
+    /// What waits for the sink.
+    pub sink_queue_bytes: u64,
+    /// What is sent to the spill at once.
+    pub spill_batch_bytes: u64,
+    /// What is on its way to the spill.
+    pub spill_queue_bytes: u64,
+}
+
+impl Default for MergeBounds {
+    fn default() -> Self {
+        Self {
+            sink_buffer_bytes: SINK_BUFFER_BYTES as u64,
+            sink_queue_bytes: SINK_QUEUE_BYTES,
+            spill_batch_bytes: SPILL_BATCH_BYTES,
+            spill_queue_bytes: SPILL_QUEUE_BYTES,
+        }
+    }
+}
+
 /// How full the merge is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MergeLevel {
@@ -57,6 +82,7 @@ pub struct MergeLevel {
 pub struct Merge {
     is_ordered: bool,
     memory_bytes_max: u64,
+    pub(super) bounds: MergeBounds,
     staging: Staging,
     reorder: Reorder,
     spill: Spill,
@@ -89,6 +115,7 @@ impl Merge {
         Self {
             is_ordered,
             memory_bytes_max,
+            bounds: MergeBounds::default(),
             staging: Staging::default(),
             reorder: Reorder::new(),
             spill,
@@ -289,7 +316,7 @@ impl Merge {
             }
             None => payload_bytes,
         };
-        if self.outgoing_bytes >= SINK_BUFFER_BYTES as u64 {
+        if self.outgoing_bytes >= self.bounds.sink_buffer_bytes {
             self.hand_over();
         }
     }
@@ -313,8 +340,9 @@ impl Merge {
     fn relieve(&mut self) {
         let resident_bytes_max = self.memory_bytes_max - self.memory_bytes_max / 4;
         while self.resident_bytes() > resident_bytes_max && self.spill.has_room() {
-            let is_relieved = self.reorder.spill(&mut self.spill, SPILL_BATCH_BYTES)
-                || self.staging.spill(&mut self.spill, SPILL_BATCH_BYTES);
+            let batch_bytes = self.bounds.spill_batch_bytes;
+            let is_relieved = self.reorder.spill(&mut self.spill, batch_bytes)
+                || self.staging.spill(&mut self.spill, batch_bytes);
             if !is_relieved {
                 break;
             }

@@ -46,6 +46,8 @@ mod report;
 mod sink;
 mod spill;
 mod staging;
+#[cfg(target_os = "linux")]
+mod stepped;
 #[cfg(test)]
 mod tests;
 mod unframe;
@@ -56,7 +58,7 @@ pub use failures_file::FailuresFile;
 pub use format::{Format, ResultShape, Shape};
 pub use held::{HeldError, HeldInput};
 pub use input::{Chunk, Input, InputError, InputFile, InputLevel, Source};
-pub use merge::{Merge, MergeConfig, MergeLevel};
+pub use merge::{Merge, MergeBounds, MergeConfig, MergeLevel};
 pub use output_file::{OutputFile, OutputFileError};
 pub use people::{item_shown, line_shown, stderr_lines};
 pub use receipt::{ItemCounts, Unbalanced, receipt_json};
@@ -64,3 +66,6 @@ pub use report::{FailureRecord, Report, Results};
 pub use sink::{SinkConfig, SinkError, SinkReport, SinkTarget};
 pub use spill::SpillError;
 pub use staging::StageError;
+#[cfg(target_os = "linux")]
+#[doc(hidden)]
+pub use stepped::{SteppedConfig, SteppedMerge};

@@ -2,6 +2,7 @@
 //! It renders what has to be rendered, and writes the failures file beside the output, in the order
 //! of the items.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -143,9 +144,25 @@ pub(super) struct Sink {
     thread: Option<JoinHandle<()>>,
 }
 
+/// The work of a sink that has no thread, done by hand.
+pub(super) struct SinkSteps {
+    shared: Arc<Shared>,
+    renderer: Option<Renderer>,
+    taken: VecDeque<Emit>,
+    error: Option<SinkError>,
+}
+
+/// What there is to be done for the sink's thread.
+enum Next {
+    Emits(Vec<Emit>),
+    Nothing,
+    End,
+}
+
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
+    queue_bytes_max: u64,
     /// Bytes that were handed over and are not written yet.
     queued_bytes: AtomicU64,
     written_bytes: AtomicU64,
@@ -170,15 +187,7 @@ struct Queue {
 impl Sink {
     pub(super) fn start(config: SinkConfig, notify: Notify) -> Result<Self, SinkError> {
         widen_pipe(&config.target.file);
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            wake: Condvar::new(),
-            queued_bytes: AtomicU64::new(0),
-            written_bytes: AtomicU64::new(0),
-            is_awaited: AtomicBool::new(false),
-            has_failed: AtomicBool::new(false),
-            notify,
-        });
+        let shared = Arc::new(Shared::new(SINK_QUEUE_BYTES, notify));
         let for_thread = Arc::clone(&shared);
         let name = config.target.name.clone();
         let thread = std::thread::Builder::new().name("output".into()).spawn(move || {
@@ -193,11 +202,29 @@ impl Sink {
         }
     }
 
+    /// A sink without a thread, and what does its work instead.
+    pub(super) fn stepped(
+        config: SinkConfig,
+        queue_bytes_max: u64,
+        notify: Notify,
+    ) -> (Self, SinkSteps) {
+        let shared = Arc::new(Shared::new(queue_bytes_max, notify));
+        let steps = SinkSteps {
+            shared: Arc::clone(&shared),
+            renderer: Some(Renderer::new(config)),
+            taken: VecDeque::new(),
+            error: None,
+        };
+        (Self { shared, thread: None }, steps)
+    }
+
     /// Whether more can be handed over, beside `outgoing_bytes`. If not, the owner is notified when
     /// there is room.
     pub(super) fn has_room(&self, outgoing_bytes: u64) -> bool {
-        let has_room =
-            || self.shared.queued_bytes.load(Ordering::SeqCst) + outgoing_bytes < SINK_QUEUE_BYTES;
+        let has_room = || {
+            let queued_bytes = self.shared.queued_bytes.load(Ordering::SeqCst);
+            queued_bytes + outgoing_bytes < self.shared.queue_bytes_max
+        };
         if has_room() {
             return true;
         }
@@ -264,7 +291,48 @@ impl Drop for Sink {
     }
 }
 
+impl SinkSteps {
+    /// Does the next thing that the thread would do. Whether there was something.
+    pub(super) fn step(&mut self) -> bool {
+        let Some(renderer) = &mut self.renderer else { return false };
+        if self.taken.is_empty() {
+            match self.shared.next(renderer, &mut self.error, false) {
+                Next::Emits(emits) => self.taken = emits.into(),
+                Next::Nothing => return false,
+                Next::End => {
+                    self.end();
+                    return true;
+                }
+            }
+        }
+        if let Some(emit) = self.taken.pop_front() {
+            self.shared.write(emit, renderer, &mut self.error);
+        }
+        true
+    }
+
+    fn end(&mut self) {
+        let Some(renderer) = self.renderer.take() else { return };
+        let _over = OverAtEnd(&self.shared);
+        let outcome = self.shared.finish(renderer, self.error.take());
+        self.shared.lock().outcome = Some(outcome);
+    }
+}
+
 impl Shared {
+    fn new(queue_bytes_max: u64, notify: Notify) -> Self {
+        Self {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            queue_bytes_max,
+            queued_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            is_awaited: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+            notify,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -272,16 +340,26 @@ impl Shared {
     /// The thread: writes what is queued until it is closed. After an error it only takes.
     fn run(&self, mut renderer: Renderer) -> Result<SinkReport, SinkError> {
         let mut error = None;
-        while let Some(emits) = self.next(&mut renderer, &mut error) {
-            for emit in emits {
-                let bytes = emit.memory_bytes();
-                if error.is_none() {
-                    error = renderer.emit(emit).err();
-                    self.note(&renderer, error.is_some());
-                }
-                self.done(bytes);
-            }
+        while let Next::Emits(emits) = self.next(&mut renderer, &mut error, true) {
+            emits.into_iter().for_each(|emit| self.write(emit, &mut renderer, &mut error));
         }
+        self.finish(renderer, error)
+    }
+
+    fn write(&self, emit: Emit, renderer: &mut Renderer, error: &mut Option<SinkError>) {
+        let bytes = emit.memory_bytes();
+        if error.is_none() {
+            *error = renderer.emit(emit).err();
+            self.note(renderer, error.is_some());
+        }
+        self.done(bytes);
+    }
+
+    fn finish(
+        &self,
+        mut renderer: Renderer,
+        error: Option<SinkError>,
+    ) -> Result<SinkReport, SinkError> {
         if let Some(error) = error {
             renderer.keep_failures();
             return Err(error);
@@ -291,24 +369,28 @@ impl Shared {
         report
     }
 
-    /// What was queued; `None` at the end. Before it waits, it flushes: what trickles is seen.
-    fn next(&self, renderer: &mut Renderer, error: &mut Option<SinkError>) -> Option<Vec<Emit>> {
+    /// What was queued. Before it waits, or says that there is nothing, it flushes: what trickles is
+    /// seen.
+    fn next(&self, renderer: &mut Renderer, error: &mut Option<SinkError>, waits: bool) -> Next {
         loop {
             let mut queue = self.lock();
             if queue.is_abandoned {
-                return None;
+                return Next::End;
             }
             if !queue.emits.is_empty() {
-                return Some(std::mem::take(&mut queue.emits));
+                return Next::Emits(std::mem::take(&mut queue.emits));
             }
             if queue.is_closed {
-                return None;
+                return Next::End;
             }
             if error.is_none() && !renderer.is_flushed() {
                 drop(queue);
                 *error = renderer.flush().err();
                 self.note(renderer, error.is_some());
                 continue;
+            }
+            if !waits {
+                return Next::Nothing;
             }
             queue.is_sleeping = true;
             let asleep =
@@ -328,7 +410,7 @@ impl Shared {
 
     fn done(&self, bytes: u64) {
         let left = self.queued_bytes.fetch_sub(bytes, Ordering::SeqCst) - bytes;
-        if left <= SINK_QUEUE_BYTES / 2 && self.is_awaited.swap(false, Ordering::SeqCst) {
+        if left <= self.queue_bytes_max / 2 && self.is_awaited.swap(false, Ordering::SeqCst) {
             (self.notify)();
         }
     }

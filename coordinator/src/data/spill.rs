@@ -57,8 +57,15 @@ pub(super) type Notify = Arc<dyn Fn() + Send + Sync>;
 pub(super) struct Spill {
     directory: PathBuf,
     bytes_max: u64,
+    /// Bytes on their way from which on no more is sent.
+    queue_bytes_max: u64,
     notify: Notify,
     state: State,
+}
+
+/// The work of a spill that has no thread, done by hand.
+pub(super) struct SpillSteps {
+    shared: Arc<Shared>,
 }
 
 enum State {
@@ -113,7 +120,22 @@ struct Queue {
 
 impl Spill {
     pub(super) fn new(directory: PathBuf, bytes_max: u64, notify: Notify) -> Self {
-        Self { directory, bytes_max, notify, state: State::Unused }
+        let queue_bytes_max = SPILL_QUEUE_BYTES;
+        Self { directory, bytes_max, queue_bytes_max, notify, state: State::Unused }
+    }
+
+    /// A spill without a thread in a file that is there already, and what does its work instead.
+    pub(super) fn stepped(
+        file: File,
+        bytes_max: u64,
+        queue_bytes_max: u64,
+        notify: Notify,
+    ) -> (Self, SpillSteps) {
+        let directory = PathBuf::from("/memory");
+        let shared = Arc::new(Shared::new(file, directory.clone(), Arc::clone(&notify)));
+        let steps = SpillSteps { shared: Arc::clone(&shared) };
+        let state = State::Open(Open { shared, end: 0, thread: None });
+        (Self { directory, bytes_max, queue_bytes_max, notify, state }, steps)
     }
 
     /// A spill in a file that is there already: how tests meet a full disk.
@@ -121,7 +143,8 @@ impl Spill {
     pub(super) fn with_file(file: File, bytes_max: u64, notify: Notify) -> Self {
         let directory = PathBuf::from("/tests");
         let open = Open::start(file, directory.clone(), Arc::clone(&notify)).unwrap();
-        Self { directory, bytes_max, notify, state: State::Open(open) }
+        let state = State::Open(open);
+        Self { directory, bytes_max, queue_bytes_max: SPILL_QUEUE_BYTES, notify, state }
     }
 
     /// Whether another extent can be put.
@@ -131,7 +154,7 @@ impl Spill {
             State::Open(open) => {
                 !open.shared.failed.load(Ordering::Acquire)
                     && self.file_bytes() < self.bytes_max
-                    && self.memory_bytes() < SPILL_QUEUE_BYTES
+                    && self.memory_bytes() < self.queue_bytes_max
             }
             State::Failed(_) => false,
         }
@@ -190,17 +213,7 @@ impl Open {
     }
 
     fn start(file: File, directory: PathBuf, notify: Notify) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            file,
-            directory,
-            queue: Mutex::default(),
-            wake: Condvar::new(),
-            memory_bytes: AtomicU64::new(0),
-            live_bytes: AtomicU64::new(0),
-            can_punch: AtomicBool::new(cfg!(target_os = "linux")),
-            failed: AtomicBool::new(false),
-            notify,
-        });
+        let shared = Arc::new(Shared::new(file, directory, notify));
         let for_thread = Arc::clone(&shared);
         let thread =
             std::thread::Builder::new().name("spill".into()).spawn(move || for_thread.run())?;
@@ -298,7 +311,33 @@ impl Drop for Extent {
     }
 }
 
+impl SpillSteps {
+    /// Does the next thing that the thread would do. Whether there was something.
+    pub(super) fn step(&mut self) -> bool {
+        let queue = self.shared.lock();
+        let has_work = !(queue.writes.is_empty() && queue.freed.is_empty());
+        if has_work {
+            self.shared.turn(queue);
+        }
+        has_work
+    }
+}
+
 impl Shared {
+    fn new(file: File, directory: PathBuf, notify: Notify) -> Self {
+        Self {
+            file,
+            directory,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            memory_bytes: AtomicU64::new(0),
+            live_bytes: AtomicU64::new(0),
+            can_punch: AtomicBool::new(cfg!(target_os = "linux")),
+            failed: AtomicBool::new(false),
+            notify,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -318,15 +357,19 @@ impl Shared {
                 drop(unwritten);
                 return;
             }
-            let freed = std::mem::take(&mut queue.freed);
-            let extent = queue.writes.pop_front();
-            drop(queue);
-            self.free(freed);
-            if let Some(extent) = extent {
-                self.write(&extent);
-                drop(extent);
-                (self.notify)();
-            }
+            self.turn(queue);
+        }
+    }
+
+    fn turn(&self, mut queue: MutexGuard<'_, Queue>) {
+        let freed = std::mem::take(&mut queue.freed);
+        let extent = queue.writes.pop_front();
+        drop(queue);
+        self.free(freed);
+        if let Some(extent) = extent {
+            self.write(&extent);
+            drop(extent);
+            (self.notify)();
         }
     }
 

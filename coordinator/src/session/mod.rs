@@ -8,4 +8,4 @@ mod outbox;
 
 pub(crate) use dial::{Dial, DialError, HERE};
 pub(crate) use link::{GOODBYE, Link, LinkEvent, LinkId, LinkNews, spawn};
-pub(crate) use outbox::{Recalled, StreamId};
+pub use outbox::{Outbox, Recalled, SendBounds, StreamId};

@@ -15,14 +15,36 @@ use widemap_proto::session::{Assign, Order, OutputGrant, Part};
 
 /// Orders for one worker. See the file's head.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub struct Outbox {
+    bounds: SendBounds,
     waiting: Mutex<Waiting>,
     filled: Notify,
 }
 
+/// What goes into one message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SendBounds {
+    /// Bytes of one part of an input.
+    pub part_bytes: usize,
+    /// Bytes of payload from which on no more is put in.
+    pub batch_bytes: usize,
+    /// Orders from which on no payload is put in.
+    pub batch_entries: usize,
+}
+
+impl Default for SendBounds {
+    fn default() -> Self {
+        Self {
+            part_bytes: PART_BYTES_MAX,
+            batch_bytes: BATCH_BYTES_MAX,
+            batch_entries: BATCH_ENTRIES_MAX,
+        }
+    }
+}
+
 /// What became of an attempt whose sending was called off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Recalled {
+pub enum Recalled {
     /// The worker has heard nothing of it.
     Unsent,
     /// The worker knows of it.
@@ -43,7 +65,7 @@ struct Waiting {
 
 /// One stream of a link: news of a former one come late.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct StreamId(u64);
+pub struct StreamId(u64);
 
 /// Payload of the stream that is attached.
 #[derive(Debug, Default)]
@@ -69,42 +91,48 @@ enum Sending {
 }
 
 impl Outbox {
+    /// An outbox whose messages are as large as that: how tests meet parts and full messages.
+    #[must_use]
+    pub fn with_bounds(bounds: SendBounds) -> Self {
+        Self { bounds, ..Self::default() }
+    }
+
     /// Puts in an order that is neither an assignment nor a level.
-    pub(crate) fn order(&self, order: Order) {
+    pub fn order(&self, order: Order) {
         self.lock().control.push_back(order);
         self.filled.notify_one();
     }
 
     /// Puts in an assignment with its whole input; it is sent in parts.
-    pub(crate) fn assign(&self, attempt: AttemptId, job: JobId, range: ItemRange, input: Bytes) {
+    pub fn assign(&self, attempt: AttemptId, job: JobId, range: ItemRange, input: Bytes) {
         let outgoing = Outgoing { attempt, job, range, input, progress: Sending::Unsent };
         self.lock().assigns.push_back(outgoing);
     }
 
     /// Tells the worker that it may forget a result.
-    pub(crate) fn accepted(&self, attempt: AttemptId) {
+    pub fn accepted(&self, attempt: AttemptId) {
         self.lock().accepted.push(attempt);
     }
 
     /// Sets the level of output that can be stored.
-    pub(crate) fn output_grant(&self, grant: OutputGrant) {
+    pub fn output_grant(&self, grant: OutputGrant) {
         self.lock().output_grant = Some(grant);
         self.filled.notify_one();
     }
 
     /// Sets the number of attempts that could be used.
-    pub(crate) fn demand(&self, attempts: u32) {
+    pub fn demand(&self, attempts: u32) {
         self.lock().demand = Some(attempts);
         self.filled.notify_one();
     }
 
     /// Wakes the link after a series of [`Outbox::assign`] and [`Outbox::accepted`].
-    pub(crate) fn flush(&self) {
+    pub fn flush(&self) {
         self.filled.notify_one();
     }
 
     /// Takes what is not sent of an attempt's input back.
-    pub(crate) fn recall(&self, attempt: AttemptId) -> Recalled {
+    pub fn recall(&self, attempt: AttemptId) -> Recalled {
         let mut waiting = self.lock();
         let Some(at) = waiting.assigns.iter().position(|out| out.attempt == attempt) else {
             return Recalled::Sent;
@@ -116,7 +144,7 @@ impl Outbox {
     }
 
     /// Takes an attempt back of which the worker has heard nothing; whether that was so.
-    pub(crate) fn recall_unsent(&self, attempt: AttemptId) -> bool {
+    pub fn recall_unsent(&self, attempt: AttemptId) -> bool {
         let mut waiting = self.lock();
         let unsent = |out: &Outgoing| out.attempt == attempt && out.progress == Sending::Unsent;
         let place = waiting.assigns.iter().position(unsent);
@@ -125,7 +153,7 @@ impl Outbox {
 
     /// Begins a new stream, on the link's side: levels count from nothing, and nothing is sent until
     /// the driver has heard of it.
-    pub(crate) fn begin_stream(&self) -> StreamId {
+    pub fn begin_stream(&self) -> StreamId {
         let mut waiting = self.lock();
         waiting.levels = Levels::default();
         waiting.open = false;
@@ -134,12 +162,12 @@ impl Outbox {
     }
 
     /// Whether no other stream has begun since.
-    pub(crate) fn is_present(&self, stream: StreamId) -> bool {
+    pub fn is_present(&self, stream: StreamId) -> bool {
         self.lock().stream == stream
     }
 
     /// Opens the new stream, on the driver's side: orders meant for the former one are dropped.
-    pub(crate) fn open_stream(&self) {
+    pub fn open_stream(&self) {
         let mut waiting = self.lock();
         let levels = std::mem::take(&mut waiting.levels);
         let stream = waiting.stream;
@@ -149,7 +177,7 @@ impl Outbox {
     }
 
     /// Sends the rest of an attempt's input, of which the worker holds the first `from` bytes.
-    pub(crate) fn resume(
+    pub fn resume(
         &self,
         attempt: AttemptId,
         job: JobId,
@@ -165,17 +193,22 @@ impl Outbox {
     }
 
     /// Sets the total of input bytes that may be sent on this stream.
-    pub(crate) fn input_granted(&self, total: u64) {
+    pub fn input_granted(&self, total: u64) {
         let mut waiting = self.lock();
         waiting.levels.granted_total = waiting.levels.granted_total.max(total);
         drop(waiting);
         self.filled.notify_one();
     }
 
+    /// What goes into the next message; nothing if there is nothing, or nothing of it is granted.
+    pub fn take_batch(&self) -> Vec<Order> {
+        self.lock().take_batch(self.bounds)
+    }
+
     /// The next batch, as soon as there is one.
     pub(crate) async fn batch(&self) -> Vec<Order> {
         loop {
-            let batch = self.lock().take_batch();
+            let batch = self.take_batch();
             if !batch.is_empty() {
                 return batch;
             }
@@ -189,7 +222,7 @@ impl Outbox {
 }
 
 impl Waiting {
-    fn take_batch(&mut self) -> Vec<Order> {
+    fn take_batch(&mut self, bounds: SendBounds) -> Vec<Order> {
         let mut batch = Vec::new();
         if !self.open {
             return batch;
@@ -201,8 +234,8 @@ impl Waiting {
             batch.push(Order::Accepted(std::mem::take(&mut self.accepted)));
         }
         let mut payload_bytes = 0;
-        while payload_bytes < BATCH_BYTES_MAX && batch.len() < BATCH_ENTRIES_MAX {
-            let Some((order, bytes)) = self.take_payload() else { break };
+        while payload_bytes < bounds.batch_bytes && batch.len() < bounds.batch_entries {
+            let Some((order, bytes)) = self.take_payload(bounds.part_bytes) else { break };
             payload_bytes += bytes;
             batch.push(order);
         }
@@ -210,7 +243,7 @@ impl Waiting {
     }
 
     /// The next part of the first assignment that is not wholly sent, if it is granted.
-    fn take_payload(&mut self) -> Option<(Order, usize)> {
+    fn take_payload(&mut self, part_bytes: usize) -> Option<(Order, usize)> {
         let levels = &mut self.levels;
         let granted = usize::try_from(levels.granted_total.saturating_sub(levels.sent_total))
             .unwrap_or(usize::MAX);
@@ -219,7 +252,7 @@ impl Waiting {
             Sending::Unsent => 0,
             Sending::Upto(bytes) => bytes,
         };
-        let bytes = (out.input.len() - from).min(PART_BYTES_MAX).min(granted);
+        let bytes = (out.input.len() - from).min(part_bytes).min(granted);
         if bytes == 0 && !out.input.is_empty() {
             return None;
         }
@@ -260,24 +293,20 @@ mod tests {
         outbox.assign(AttemptId(attempt), JobId(1), range, Bytes::from(vec![b'x'; bytes]));
     }
 
-    fn take(outbox: &Outbox) -> Vec<Order> {
-        outbox.lock().take_batch()
-    }
-
     #[test]
     fn input_goes_only_as_far_as_it_is_granted_and_control_goes_anyway() {
         let outbox = opened();
         put(&outbox, 1, 10);
-        assert!(take(&outbox).is_empty());
+        assert!(outbox.take_batch().is_empty());
         outbox.order(Order::Ping(7));
-        assert_eq!(take(&outbox), [Order::Ping(7)]);
+        assert_eq!(outbox.take_batch(), [Order::Ping(7)]);
         outbox.input_granted(4);
-        assert!(matches!(&take(&outbox)[..], [Order::Assign(a)] if a.input.len() == 4));
+        assert!(matches!(&outbox.take_batch()[..], [Order::Assign(a)] if a.input.len() == 4));
         outbox.input_granted(100);
         assert!(
-            matches!(&take(&outbox)[..], [Order::Input(p)] if p.offset == 4 && p.data.len() == 6)
+            matches!(&outbox.take_batch()[..], [Order::Input(p)] if p.offset == 4 && p.data.len() == 6)
         );
-        assert!(take(&outbox).is_empty());
+        assert!(outbox.take_batch().is_empty());
     }
 
     #[test]
@@ -286,7 +315,7 @@ mod tests {
         outbox.input_granted(1_000_000);
         (1..=100).for_each(|attempt| put(&outbox, attempt, 5));
         outbox.accepted(AttemptId(1));
-        assert_eq!(take(&outbox).len(), 101);
+        assert_eq!(outbox.take_batch().len(), 101);
     }
 
     #[test]
@@ -295,18 +324,18 @@ mod tests {
         put(&outbox, 1, 10);
         put(&outbox, 2, 10);
         outbox.input_granted(4);
-        take(&outbox);
+        outbox.take_batch();
         assert_eq!(outbox.recall(AttemptId(1)), Recalled::Sent);
         assert_eq!(outbox.recall(AttemptId(2)), Recalled::Unsent);
         outbox.input_granted(100);
-        assert!(take(&outbox).is_empty());
+        assert!(outbox.take_batch().is_empty());
     }
 
     #[test]
     fn an_empty_input_needs_no_grant() {
         let outbox = opened();
         put(&outbox, 1, 0);
-        assert!(matches!(&take(&outbox)[..], [Order::Assign(a)] if a.input_bytes == 0));
+        assert!(matches!(&outbox.take_batch()[..], [Order::Assign(a)] if a.input_bytes == 0));
     }
 
     #[test]
@@ -317,12 +346,12 @@ mod tests {
         outbox.begin_stream();
         outbox.input_granted(3);
         outbox.order(Order::Ping(1));
-        assert!(take(&outbox).is_empty());
+        assert!(outbox.take_batch().is_empty());
         outbox.open_stream();
-        assert!(take(&outbox).is_empty());
+        assert!(outbox.take_batch().is_empty());
         let input = Bytes::from_static(b"0123456789");
         outbox.resume(AttemptId(1), JobId(1), ItemRange::new(0, 1), input, 8);
-        let batch = take(&outbox);
+        let batch = outbox.take_batch();
         assert!(matches!(&batch[..], [Order::Input(p)] if p.offset == 8 && p.data.len() == 2));
     }
 }

@@ -1,12 +1,13 @@
-//! What the scheduler asks for, carried out, and held against what it may ask for.
+//! What the scheduler asks for, carried out as the driver does, and held against what it may ask for.
 
+use widemap::session_for_tests::Recalled;
 use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
+use widemap_common::limits::SPECULATIVE_PERCENT_MAX;
 use widemap_proto::session::{Order, OutputGrant};
 use widemap_sched::event::{Action, Event};
 
 use super::coordinator::{Attempt, Coordinator};
 use super::fleet::State;
-use super::outbox::Recalled;
 
 impl Coordinator {
     /// Carries out one action.
@@ -22,24 +23,31 @@ impl Coordinator {
             Action::Assign { worker, attempt, job, range } => {
                 self.assign(worker, attempt, job, range);
             }
-            Action::Revoke { worker, attempt } => match self.fleet.outbox(worker).recall(attempt) {
-                Recalled::Unsent => {
-                    self.forget_attempt(attempt);
+            Action::Revoke { worker, attempt } => {
+                if self.fleet.outbox(worker).recall_unsent(attempt) {
+                    self.attempts.remove(&attempt);
                     self.events.push_back(Event::Revoked { attempt });
+                } else {
+                    // The rest of its input goes on: if it is too late, the worker needs it.
+                    self.fleet.outbox(worker).order(Order::Revoke(attempt));
                 }
-                Recalled::Sent => self.fleet.outbox(worker).order(Order::Revoke(attempt)),
-            },
+            }
             Action::Cancel { worker, attempt } => {
                 self.forget_attempt(attempt);
-                match self.fleet.outbox(worker).drop_attempt(attempt) {
+                let outbox = self.fleet.outbox(worker);
+                match outbox.recall(attempt) {
                     Recalled::Unsent => {
                         self.events.push_back(Event::Cancelled { worker, attempt });
                     }
-                    Recalled::Sent => self.fleet.outbox(worker).order(Order::Cancel(attempt)),
+                    Recalled::Sent => outbox.order(Order::Cancel(attempt)),
                 }
             }
-            Action::Accept { job, attempt, range, .. } => self.job(job).accept(attempt, range),
+            Action::Accept { job, attempt, range, .. } => {
+                assert!(self.is_judged(job, attempt), "{attempt} has ended");
+                self.job(job).accept(attempt, range);
+            }
             Action::Fail { job, range, failure } => self.job(job).fail(range, &failure),
+            Action::Retry { job, range, .. } => self.job(job).retried(range),
             Action::Release { worker, attempt } => {
                 self.forget_attempt(attempt);
                 self.fleet.outbox(worker).accepted(attempt);
@@ -48,8 +56,12 @@ impl Coordinator {
                 assert!(!self.job(job).ended, "{job} ends once");
                 self.job(job).ended = true;
             }
-            Action::Retry { .. } | Action::Unusable { .. } | Action::Exclude { .. } => {}
+            Action::Unusable { .. } | Action::Exclude { .. } => {}
         }
+    }
+
+    fn is_judged(&self, job: JobId, attempt: AttemptId) -> bool {
+        self.jobs[job.0 as usize].judges(attempt)
     }
 
     pub(super) fn tell_of_job(&mut self, worker: WorkerId, job: JobId) {
@@ -81,6 +93,7 @@ impl Coordinator {
         let credit = u64::from(member.slots) + u64::from(member.queue);
         assert!((there as u64) < credit, "{worker} has {there} attempts, and credit for {credit}");
         assert!(!self.job(job).ended, "{job} has ended");
+        self.check_overlap(worker, job, range);
         let input = self.job(job).input_of(range);
         self.job(job).assigned.push(range);
         let before = self.attempts.insert(attempt, Attempt { worker, job, range, staged_bytes: 0 });
@@ -88,42 +101,61 @@ impl Coordinator {
         self.fleet.outbox(worker).assign(attempt, job, range, input);
     }
 
+    /// Nothing is assigned twice but to a speculative attempt, on another worker, within its share.
+    fn check_overlap(&mut self, worker: WorkerId, job: JobId, range: ItemRange) {
+        let same = |attempt: &&Attempt| attempt.job == job && attempt.range.contains(range.first);
+        let others: Vec<_> = self.attempts.values().filter(same).map(|it| it.worker).collect();
+        if others.is_empty() {
+            return;
+        }
+        assert!(self.job(job).policy.speculate, "{range} of {job} is assigned twice");
+        assert!(others.len() == 1 && others[0] != worker, "{range} has one twin, elsewhere");
+        let counts = self.scheduler.counts(job).expect("an open job has counts");
+        let share = (counts.attempts * SPECULATIVE_PERCENT_MAX).max(100);
+        assert!(counts.speculative * 100 <= share, "{job} speculates too much: {counts:?}");
+    }
+
     /// Grants each worker as much output as can be stored; where nothing more can, only the head.
+    ///
+    /// The driver has one job. A grant is for all of a worker's jobs, so with several nothing more can
+    /// be stored only if that is so of each: one that is full must not hold the slots of the others.
     pub(super) fn grant_output(&mut self) {
-        let full = self.jobs.iter().any(|job| job.is_full);
-        let window = self.output_window;
-        for worker in self.fleet.ids() {
-            if !self.fleet.member(worker).is_attached() {
-                continue;
-            }
-            let urgent = self.urgent_on(worker).map(|(id, staged)| (id, staged + window));
+        let mut open = self.jobs.iter().filter(|job| job.is_open()).peekable();
+        let full = open.peek().is_some() && open.all(|job| job.is_full);
+        let heads = if full { self.head_attempts() } else { Vec::new() };
+        let workers = self.fleet.ids();
+        let attached: Vec<_> =
+            workers.filter(|&worker| self.fleet.member(worker).is_attached()).collect();
+        let open = self.jobs.iter().filter(|job| job.is_open());
+        let reorder_bytes = open.map(|job| job.reorder_bytes_max).min().unwrap_or(u64::MAX);
+        let (least, most) = self.output_window;
+        let window = (reorder_bytes / 2 / attached.len().max(1) as u64).clamp(least, most);
+        for worker in attached {
+            let head = heads.iter().find(|(of, ..)| *of == worker);
+            let urgent = head.map(|&(_, id, staged_bytes)| (id, staged_bytes + window));
             let member = self.fleet.member_mut(worker);
             let wanted = member.received_total + window;
             let due = !full && wanted - member.granted_total.min(wanted) >= window / 2;
             if due {
                 member.granted_total = wanted;
             }
-            let total = member.granted_total;
-            if due || (urgent.is_some() && self.urge(urgent)) {
+            if due || urgent != member.urgent {
+                member.urgent = urgent;
+                let total = member.granted_total;
                 self.fleet.outbox(worker).output_grant(OutputGrant { total, urgent });
             }
         }
     }
 
-    /// The attempt on the worker that the output of a full job waits for, and what is here of it.
-    fn urgent_on(&self, worker: WorkerId) -> Option<(AttemptId, u64)> {
-        let job = self.jobs.iter().find(|job| job.is_full)?;
-        let next = job.merge.next_item();
-        let mut at_head = self
-            .attempts
-            .iter()
-            .filter(|(_, attempt)| attempt.job == job.id && attempt.range.contains(next));
-        let (&id, attempt) = at_head.next()?;
-        (attempt.worker == worker).then_some((id, attempt.staged_bytes))
-    }
-
-    fn urge(&mut self, urgent: Option<(AttemptId, u64)>) -> bool {
-        let job = self.jobs.iter_mut().find(|job| job.is_full);
-        job.is_some_and(|job| std::mem::replace(&mut job.urged, urgent) != urgent)
+    /// The attempts that the outputs of full jobs wait for, where they run, and what is here of them.
+    fn head_attempts(&self) -> Vec<(WorkerId, AttemptId, u64)> {
+        let mut heads = Vec::new();
+        for job in self.jobs.iter().filter(|job| job.is_full) {
+            let next = job.results.next_item();
+            let at_head = |attempt: &Attempt| attempt.job == job.id && attempt.range.contains(next);
+            let attempts = self.attempts.iter().filter(|(_, attempt)| at_head(attempt));
+            heads.extend(attempts.map(|(&id, attempt)| (attempt.worker, id, attempt.staged_bytes)));
+        }
+        heads
     }
 }

@@ -28,20 +28,28 @@ pub(super) enum Due {
     DialFailed { link: LinkId, refused: bool },
     /// A stream that was opened should have been greeted by now.
     GreetingLate(LinkId, StreamId),
+    /// The driver hears what a link had to say.
+    News(LinkId),
+    /// A link measures the round trip.
+    Ping(LinkId, StreamId),
     /// A link sends its next batch.
     LinkSends(LinkId),
     /// A worker sends its next batch.
     WorkerSends(HostId, Incarnation),
     /// A worker tells how far its attempts are.
     Heartbeat(HostId, Incarnation),
-    /// An attempt comes to its end.
-    Finish(HostId, Incarnation, AttemptId),
+    /// A running attempt has made a piece of its output, or comes to its end.
+    Work(HostId, Incarnation, AttemptId),
     /// Nothing is left of an attempt that was cancelled.
     Gone(HostId, Incarnation, AttemptId),
     /// A worker that is cut off gives up its coordinator, unless it was back meanwhile.
     LeaseEnds { host: HostId, incarnation: Incarnation, detached: Time },
     /// A worker that drains ends what still runs.
     DrainEnds(HostId, Incarnation),
+    /// A worker that drains waits no longer for its results to be accepted.
+    DrainGivesUp(HostId, Incarnation),
+    /// The sink and the spill of a job have their turn.
+    ResultsWork(usize),
     /// The coordinator has something due.
     Wake,
     /// Another part of the input has been read.

@@ -9,6 +9,8 @@ use widemap_proto::session::{Done, HeldAttempt, Part, Report, WorkerHello};
 use widemap_sched::event::{Action, DeathProof, Event, ItemFault, WorkerTraits};
 use widemap_sched::{Scheduler, SchedulerConfig};
 
+use widemap::session_for_tests::{SendBounds, StreamId};
+
 use super::agenda::LinkId;
 use super::fleet::{Attachment, Fleet, State};
 use super::job::Job;
@@ -16,10 +18,11 @@ use super::job::Job;
 /// What a link tells the driver.
 #[derive(Debug)]
 pub(super) enum News {
-    Attached { hello: WorkerHello, held: Vec<HeldAttempt>, round_trip_us: u64 },
+    Attached { stream: StreamId, hello: WorkerHello, held: Vec<HeldAttempt>, round_trip_us: u64 },
     Reports(Vec<Report>),
     RoundTrip(u64),
-    Cut,
+    Corrupt(AttemptId),
+    Cut { ended: bool },
     Unreachable { refused: bool },
     Refused,
 }
@@ -44,7 +47,10 @@ pub(super) struct Coordinator {
     pub(super) jobs: Vec<Job>,
     /// Workers that have said whether they can run a job.
     answered: BTreeSet<(WorkerId, JobId)>,
-    pub(super) output_window: u64,
+    /// The least and the most that one worker may have on the way.
+    pub(super) output_window: (u64, u64),
+    /// Whether the driver has something to settle.
+    pub(super) is_woken: bool,
     pub(super) lost_workers: u32,
     pub(super) events_handled: u64,
     /// What happened last, for whoever reads a failure.
@@ -58,17 +64,23 @@ const EVENTS_AT_ONCE_MAX: u64 = 20_000;
 const TRACE_LINES: usize = 10_000;
 
 impl Coordinator {
-    pub(super) fn new(seed: u64, timers: Timers, output_window: u64) -> Self {
+    pub(super) fn new(
+        seed: u64,
+        timers: Timers,
+        output_window: (u64, u64),
+        bounds: SendBounds,
+    ) -> Self {
         Self {
             now: Time::ZERO,
             scheduler: Scheduler::new(SchedulerConfig { seed, timers }),
             events: VecDeque::new(),
             actions: Vec::new(),
-            fleet: Fleet::new(std::time::Duration::from_millis(timers.lease_ms)),
+            fleet: Fleet::new(std::time::Duration::from_millis(timers.lease_ms), bounds),
             attempts: BTreeMap::new(),
             jobs: Vec::new(),
             answered: BTreeSet::new(),
             output_window,
+            is_woken: false,
             lost_workers: 0,
             events_handled: 0,
             trace: None,
@@ -88,20 +100,33 @@ impl Coordinator {
         &mut self.jobs[id.0 as usize]
     }
 
-    pub(super) fn open_job(&mut self, job: Job) {
+    pub(super) fn open_job(&mut self, index: usize) {
+        let job = &mut self.jobs[index];
+        job.opened = true;
         let (id, policy, level) = (job.id, job.policy.clone(), job.level());
-        self.jobs.push(job);
         self.events.push_back(Event::JobOpened { job: id, policy });
         self.events.push_back(Event::InputLevel { job: id, level });
+        self.is_woken = true;
+    }
+
+    /// The user gives a job up.
+    pub(super) fn cancel_job(&mut self, index: usize) {
+        let job = &mut self.jobs[index];
+        if job.opened && !job.ended && !std::mem::replace(&mut job.stopped, true) {
+            self.events.push_back(Event::JobCancelled { job: job.id });
+            self.drain_events();
+            self.is_woken = true;
+        }
     }
 
     /// Takes in what a link says.
     pub(super) fn hear(&mut self, link: LinkId, news: News) {
         self.note(|| format!("link {link}: {news:?}"));
+        self.is_woken = true;
         let mut events = Vec::new();
         match news {
-            News::Attached { hello, held, round_trip_us } => {
-                self.attached(link, hello, &held, round_trip_us);
+            News::Attached { stream, hello, held, round_trip_us } => {
+                self.attached(link, stream, hello, &held, round_trip_us);
             }
             News::Reports(reports) => {
                 if let Some(worker) = self.fleet.worker_of(link) {
@@ -113,7 +138,14 @@ impl Coordinator {
                     events.push(Event::RoundTrip { worker, micros });
                 }
             }
-            News::Cut => self.fleet.cut(self.now, link, &mut events),
+            News::Corrupt(attempt) => {
+                if let Some(worker) = self.fleet.worker_of(link)
+                    && self.is_assigned(worker, attempt)
+                {
+                    self.reject(attempt);
+                }
+            }
+            News::Cut { ended } => self.fleet.cut(self.now, link, ended, &mut events),
             News::Unreachable { refused } => self.fleet.unreachable(link, refused, &mut events),
             News::Refused => self.fleet.refused(link, &mut events),
         }
@@ -129,6 +161,7 @@ impl Coordinator {
         self.note_deaths(&events);
         self.events.extend(events);
         self.events.push_back(Event::Tick);
+        self.is_woken = true;
         self.drain_events();
         let spins = self.next_deadline().is_some_and(|at| at <= self.now);
         assert!(!spins, "what was due at {} is due again", self.now);
@@ -140,19 +173,22 @@ impl Coordinator {
 
     /// Brings everything that follows from what was heard to its end.
     pub(super) fn settle(&mut self) {
-        for index in 0..self.jobs.len() {
-            let job = &mut self.jobs[index];
-            job.merge.pump();
+        for job in self.jobs.iter_mut().filter(|job| job.is_open()) {
             let id = job.id;
             if job.poll_gate() {
                 self.events.push_back(Event::InputLevel { job: id, level: job.level() });
             }
+            job.poll_sink();
+            // After the sink has been fed: what went there makes room, and wakes nobody.
             if let Some(full) = job.poll_storage() {
                 self.events.push_back(Event::Storage { job: id, full });
             }
         }
         self.drain_events();
         self.grant_output();
+        for job in self.jobs.iter_mut().filter(|job| job.ended && job.is_open()) {
+            job.finish();
+        }
     }
 
     pub(super) fn drain_events(&mut self) {
@@ -183,19 +219,19 @@ impl Coordinator {
     fn attached(
         &mut self,
         link: LinkId,
+        stream: StreamId,
         hello: WorkerHello,
         held: &[HeldAttempt],
         round_trip_us: u64,
     ) {
         let mut events = Vec::new();
-        let attachment = self.fleet.attached(link, hello, &mut events);
+        let attachment = self.fleet.attached(link, stream, hello, &mut events);
         self.note_deaths(&events);
         self.events.extend(events);
         self.drain_events();
-        // A new stream knows nothing of what was granted on the former one.
-        self.jobs.iter_mut().for_each(|job| job.urged = None);
         match attachment {
-            Attachment::New(worker) => {
+            None => {}
+            Some(Attachment::New(worker)) => {
                 let hello = &self.fleet.member(worker).hello;
                 let traits = WorkerTraits {
                     name: hello.name.clone(),
@@ -211,7 +247,7 @@ impl Coordinator {
                     self.events.push_back(Event::WorkerBack { worker, held });
                 }
             }
-            Attachment::Back(worker) => self.reattach(worker, held),
+            Some(Attachment::Back(worker)) => self.reattach(worker, held),
         }
     }
 
@@ -239,7 +275,7 @@ impl Coordinator {
         self.drop_attempts(worker, &kept);
         for index in 0..self.jobs.len() {
             let job = &self.jobs[index];
-            if !job.ended && !self.answered.contains(&(worker, job.id)) {
+            if job.opened && !job.ended && !self.answered.contains(&(worker, job.id)) {
                 self.tell_of_job(worker, job.id);
             }
         }
@@ -294,8 +330,14 @@ impl Coordinator {
                 self.answered.insert((worker, job));
                 Event::JobRefused { worker, job }
             }
+            Report::Revoked(attempt) | Report::TooLate(attempt)
+                if !self.is_assigned(worker, attempt) =>
+            {
+                return;
+            }
             Report::Revoked(attempt) => {
-                self.forget_attempt(attempt);
+                self.attempts.remove(&attempt);
+                self.fleet.outbox(worker).recall(attempt);
                 Event::Revoked { attempt }
             }
             Report::TooLate(attempt) => Event::RevokedTooLate { attempt },
@@ -326,7 +368,7 @@ impl Coordinator {
         }
         attempt.staged_bytes += part.data.len() as u64;
         let job = attempt.job;
-        if !self.job(job).merge.stage(part.attempt, part.offset, &part.data) {
+        if !self.job(job).stage(part) {
             self.reject(part.attempt);
         }
     }

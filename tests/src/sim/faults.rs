@@ -11,6 +11,8 @@ pub(super) enum Fault {
     Reset(HostId),
     /// Nothing passes to a host, or from it, or both, and nobody is told.
     Partition { host: HostId, down: bool, up: bool, for_time: Duration },
+    /// The process of a host is stopped, and goes on later.
+    Freeze { host: HostId, for_time: Duration },
     /// The process of a worker dies; another starts at its address later, if told so.
     Crash { host: HostId, restart_after: Option<Duration> },
     /// Another process starts at the address, if there is none.
@@ -23,6 +25,10 @@ pub(super) enum Fault {
     Stall(usize),
     /// Whoever reads the output of a job goes on.
     Flow(usize),
+    /// A job is opened.
+    Open(usize),
+    /// The user gives a job up.
+    Cancel(usize),
     /// A worker appears at another address.
     Join { slots: u32 },
     /// From here on nothing goes wrong.

@@ -1,16 +1,18 @@
 //! The workers as the coordinator knows them, and the links to them: it keeps to the driver's own
-//! fleet, event by event.
+//! fleet, event by event. Outboxes are the real ones. Sources never change their mind here.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use widemap_common::ids::{Incarnation, WorkerId};
+use widemap::session_for_tests::{Outbox, SendBounds, StreamId as OutboxStream};
+use widemap_common::ids::{AttemptId, Incarnation, WorkerId};
 use widemap_common::time::Time;
 use widemap_proto::session::WorkerHello;
 use widemap_sched::event::{DeathProof, Event};
 
 use super::agenda::{HostId, LinkId};
+use super::coordinator::News;
 use super::network::StreamId;
-use super::outbox::Outbox;
 
 /// What the task of a link is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +35,8 @@ pub(super) enum Status {
     Alias(WorkerId),
     Unreachable,
     Refused,
+    /// Another link has taken its place.
+    Gone,
 }
 
 /// One address.
@@ -43,7 +47,14 @@ pub(super) struct Link {
     /// Failed dials in a row.
     pub(super) failures: u32,
     pub(super) status: Status,
-    pub(super) outbox: Outbox,
+    outbox: Outbox,
+    /// The stream that the outbox counts for.
+    pub(super) outbox_stream: OutboxStream,
+    /// Whether something was put in, or granted, since the last batch; whether one is on the agenda.
+    pub(super) is_stirred: bool,
+    pub(super) is_due: bool,
+    /// What the driver has not heard yet, and when it hears of it.
+    pub(super) news: VecDeque<(Time, News)>,
 }
 
 /// Whether a worker can be reached.
@@ -66,6 +77,7 @@ pub(super) struct Member {
     pub(super) queue: u32,
     pub(super) received_total: u64,
     pub(super) granted_total: u64,
+    pub(super) urgent: Option<(AttemptId, u64)>,
 }
 
 /// What became of a stream that was attached.
@@ -80,30 +92,47 @@ pub(super) enum Attachment {
 pub(super) struct Fleet {
     pub(super) links: Vec<Link>,
     pub(super) members: Vec<Member>,
+    bounds: SendBounds,
     lease: Duration,
-    /// Links that are not needed any more, and those that are to be dialled anew.
-    pub(super) goodbyes: Vec<LinkId>,
+    /// Links that are not needed any more, and new ones that are to be dialled.
+    pub(super) stopped: Vec<LinkId>,
     pub(super) revived: Vec<LinkId>,
 }
 
 impl Fleet {
-    pub(super) fn new(lease: Duration) -> Self {
+    pub(super) fn new(lease: Duration, bounds: SendBounds) -> Self {
         let (links, members) = (Vec::new(), Vec::new());
-        Self { links, members, lease, goodbyes: Vec::new(), revived: Vec::new() }
+        Self { links, members, bounds, lease, stopped: Vec::new(), revived: Vec::new() }
     }
 
     pub(super) fn add_link(&mut self, host: HostId) -> LinkId {
-        let (task, status) = (Task::Dialling, Status::Dialling);
-        self.links.push(Link { host, task, failures: 0, status, outbox: Outbox::default() });
+        self.links.push(Link {
+            host,
+            task: Task::Dialling,
+            failures: 0,
+            status: Status::Dialling,
+            outbox: Outbox::with_bounds(self.bounds),
+            outbox_stream: OutboxStream::default(),
+            is_stirred: false,
+            is_due: false,
+            news: VecDeque::new(),
+        });
         self.links.len() - 1
     }
 
     pub(super) fn attached(
         &mut self,
         link: LinkId,
+        stream: OutboxStream,
         hello: WorkerHello,
         events: &mut Vec<Event>,
-    ) -> Attachment {
+    ) -> Option<Attachment> {
+        let state = &self.links[link];
+        if matches!(state.status, Status::Alias(_) | Status::Gone)
+            || !state.outbox.is_present(stream)
+        {
+            return None;
+        }
         let known = self.by_incarnation(hello.incarnation);
         let former = self.worker_of(link);
         if let Some(former) = former.filter(|&former| Some(former) != known) {
@@ -121,45 +150,47 @@ impl Fleet {
                 link,
                 received_total: 0,
                 granted_total: 0,
+                urgent: None,
             });
-            return Attachment::New(worker);
+            return Some(Attachment::New(worker));
         };
         self.links[link].status = Status::Attached(worker);
         let entry = self.member_mut(worker);
         let former_link = std::mem::replace(&mut entry.link, link);
-        (entry.received_total, entry.granted_total) = (0, 0);
+        (entry.received_total, entry.granted_total, entry.urgent) = (0, 0, None);
         if matches!(entry.state, State::Attached | State::Draining) {
             events.push(Event::WorkerCut { worker });
         }
         entry.state = State::Attached;
         if former_link != link {
             self.links[former_link].status = Status::Alias(worker);
-            self.goodbyes.push(former_link);
+            self.stopped.push(former_link);
         }
-        Attachment::Back(worker)
+        Some(Attachment::Back(worker))
     }
 
-    pub(super) fn cut(&mut self, now: Time, link: LinkId, events: &mut Vec<Event>) {
+    pub(super) fn cut(&mut self, now: Time, link: LinkId, ended: bool, events: &mut Vec<Event>) {
         let until = now + self.lease;
         match self.links[link].status {
             Status::Attached(worker) => {
                 self.links[link].status = Status::Cut(worker);
                 let entry = self.member_mut(worker);
-                if entry.state == State::Draining {
+                if entry.state == State::Draining && ended {
                     self.bury(worker, DeathProof::Drained, events);
                 } else {
                     entry.state = State::Cut { until };
                     events.push(Event::WorkerCut { worker });
                 }
             }
-            Status::Cut(_) | Status::Alias(_) => {}
+            Status::Cut(_) | Status::Alias(_) | Status::Gone => {}
             _ => self.links[link].status = Status::Unreachable,
         }
     }
 
     pub(super) fn unreachable(&mut self, link: LinkId, refused: bool, events: &mut Vec<Event>) {
         let former = self.worker_of(link);
-        if former.is_none() || refused {
+        let is_used = !matches!(self.links[link].status, Status::Alias(_) | Status::Gone);
+        if is_used && (former.is_none() || refused) {
             self.links[link].status = Status::Unreachable;
         }
         if let Some(worker) = former.filter(|_| refused) {
@@ -197,15 +228,16 @@ impl Fleet {
         }
         entry.state = State::Dead;
         events.push(Event::WorkerDead { worker, proof });
-        for (id, link) in self.links.iter_mut().enumerate() {
-            match link.status {
+        for link in 0..self.links.len() {
+            match self.links[link].status {
                 Status::Attached(of) | Status::Cut(of) if of == worker => {
-                    link.status = Status::Dialling;
+                    self.links[link].status = Status::Dialling;
                 }
                 // Another worker may live there now.
                 Status::Alias(of) if of == worker => {
-                    link.status = Status::Dialling;
-                    self.revived.push(id);
+                    self.links[link].status = Status::Gone;
+                    let link = self.add_link(self.links[link].host);
+                    self.revived.push(link);
                 }
                 _ => {}
             }
@@ -240,9 +272,17 @@ impl Fleet {
     }
 
     /// What waits to be sent to a worker.
-    pub(super) fn outbox(&mut self, worker: WorkerId) -> &mut Outbox {
+    pub(super) fn outbox(&mut self, worker: WorkerId) -> &Outbox {
         let link = self.member(worker).link;
-        &mut self.links[link].outbox
+        self.links[link].outbox()
+    }
+}
+
+impl Link {
+    /// What waits to be sent, to be changed: the link looks at it again.
+    pub(super) fn outbox(&mut self) -> &Outbox {
+        self.is_stirred = true;
+        &self.outbox
     }
 }
 

@@ -1,20 +1,14 @@
-//! The hosts, what befalls them, and the workers that live there.
+//! The hosts, and what befalls them.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
-use widemap_common::ids::{AttemptId, Incarnation, JobId};
-use widemap_common::spec::Runtime;
+use widemap_common::ids::Incarnation;
 use widemap_common::time::Time;
-use widemap_proto::VERSION;
-use widemap_proto::session::{Done, Order, Report, WorkerHello};
 
 use super::agenda::{Due, HostId};
 use super::faults::Fault;
-use super::network::{Direction, Parcel, StreamId};
-use super::oracle::Run;
-use super::worker::{Finished, Process, Sending, Session};
+use super::network::{Direction, Last, Parcel};
+use super::worker::{Process, Session};
 use super::world::World;
 
 /// An address, and whatever lives there.
@@ -26,35 +20,67 @@ pub(super) struct Host {
     pub(super) slots_left: u32,
     /// How much slower than others it is, in percent of their time.
     pub(super) pace_percent: u64,
-    /// The chance in ten thousand that a result is not as long as it says.
+    /// The chance in ten thousand that a result is not as long as it says, and that its bytes arrive
+    /// changed.
     pub(super) lies_per_10k: u32,
+    pub(super) corrupts_per_10k: u32,
     pub(super) refuses: bool,
     pub(super) process: Option<Process>,
     partition: Option<Partition>,
+    /// Its process neither works nor speaks for a time.
+    frozen: Option<Span>,
     /// When another process starts where one was killed by its work.
     pub(super) restart_after: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Partition {
+struct Span {
     since: Time,
     until: Time,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Partition {
+    span: Span,
     down: bool,
     up: bool,
 }
 
 impl Host {
+    fn new(name: String, slots: u32) -> Self {
+        Self {
+            name,
+            slots,
+            slots_left: slots,
+            pace_percent: 100,
+            lies_per_10k: 0,
+            corrupts_per_10k: 0,
+            refuses: false,
+            process: None,
+            partition: None,
+            frozen: None,
+            restart_after: None,
+        }
+    }
+
     pub(super) fn blocked_until(&self, direction: Direction, now: Time) -> Option<Time> {
-        let partition = self.partition.filter(|partition| partition.until > now)?;
+        let partition = self.partition.filter(|partition| partition.span.until > now)?;
         let blocked = match direction {
             Direction::Down => partition.down,
             Direction::Up => partition.up,
         };
-        blocked.then_some(partition.until)
+        blocked.then_some(partition.span.until)
     }
 
-    pub(super) fn partitioned_since(&self) -> Option<Time> {
-        self.partition.map(|partition| partition.since)
+    /// When its process goes on, if it is stopped.
+    pub(super) fn frozen_until(&self, now: Time) -> Option<Time> {
+        self.frozen.filter(|span| span.until > now).map(|span| span.until)
+    }
+
+    /// Whether nobody has heard of it since then.
+    pub(super) fn is_silent_since(&self, since: Time) -> bool {
+        let spans = [self.partition.map(|partition| partition.span), self.frozen];
+        spans.into_iter().flatten().any(|span| span.since == since)
     }
 
     pub(super) fn lives(&self, incarnation: Incarnation) -> bool {
@@ -68,17 +94,7 @@ impl Host {
 
 impl World {
     pub(super) fn add_host(&mut self, name: String, slots: u32) -> HostId {
-        self.hosts.push(Host {
-            name,
-            slots,
-            slots_left: slots,
-            pace_percent: 100,
-            lies_per_10k: 0,
-            refuses: false,
-            process: None,
-            partition: None,
-            restart_after: None,
-        });
+        self.hosts.push(Host::new(name, slots));
         let host = self.hosts.len() - 1;
         self.start_process(host);
         let link = self.coordinator.fleet.add_link(host);
@@ -106,10 +122,11 @@ impl World {
             Fault::Partition { host, down, up, for_time } => {
                 self.partition(host, down, up, for_time);
             }
+            Fault::Freeze { host, for_time } => self.freeze(host, for_time),
             Fault::Crash { host, restart_after } => {
                 if self.hosts[host].process.is_some() {
                     self.crashes += 1;
-                    self.kill(host, restart_after);
+                    self.kill(host, Last::Broken, restart_after);
                 }
             }
             Fault::Start(host) => self.start_process(host),
@@ -118,31 +135,38 @@ impl World {
                 self.hosts[host].slots_left = slots.min(self.hosts[host].slots);
                 self.tell_credit(host);
             }
-            Fault::Stall(job) => {
-                let sink_bytes = self.options.sink_bytes;
-                self.coordinator.jobs[job].merge.stall(sink_bytes);
-            }
-            Fault::Flow(job) => self.coordinator.jobs[job].merge.flow(),
+            Fault::Stall(job) => self.coordinator.jobs[job].results.stall(self.options.sink_steps),
+            Fault::Flow(job) => self.flow(job),
             Fault::Join { slots } => {
                 let name = format!("w{}", self.hosts.len());
                 let host = self.add_host(name, slots);
                 self.hosts[host].restart_after = Some(self.options.restart());
             }
+            Fault::Open(job) => self.open_job(job),
+            Fault::Cancel(job) => self.coordinator.cancel_job(job),
             Fault::Calm => self.calm_down(),
         }
     }
 
+    fn flow(&mut self, job: usize) {
+        self.coordinator.jobs[job].results.flow();
+        self.coordinator.is_woken = true;
+    }
+
     fn calm_down(&mut self) {
         self.calm = true;
-        for job in &mut self.coordinator.jobs {
-            job.merge.flow();
+        for job in 0..self.coordinator.jobs.len() {
+            self.flow(job);
         }
         for host in 0..self.hosts.len() {
             let there = &mut self.hosts[host];
             if let Some(partition) = &mut there.partition {
-                partition.until = partition.until.min(self.now);
+                partition.span.until = partition.span.until.min(self.now);
             }
-            (there.lies_per_10k, there.refuses) = (0, false);
+            if let Some(span) = &mut there.frozen {
+                span.until = span.until.min(self.now);
+            }
+            (there.lies_per_10k, there.corrupts_per_10k, there.refuses) = (0, 0, false);
             there.slots_left = there.slots;
             there.restart_after = Some(self.options.restart());
             if there.process.is_none() {
@@ -163,32 +187,46 @@ impl World {
     }
 
     fn partition(&mut self, host: HostId, down: bool, up: bool, for_time: Duration) {
-        let since = self.now;
-        if self.hosts[host].partition.is_some_and(|partition| partition.until > since) {
+        let span = Span { since: self.now, until: self.now + for_time };
+        if self.hosts[host].partition.is_some_and(|partition| partition.span.until > span.since) {
             return;
         }
-        self.hosts[host].partition = Some(Partition { since, until: since + for_time, down, up });
+        self.hosts[host].partition = Some(Partition { span, down, up });
+        self.expect_silence(host, span, &[Direction::Down, Direction::Up]);
+    }
+
+    /// The process stops, as by a signal; its system still takes what arrives.
+    fn freeze(&mut self, host: HostId, for_time: Duration) {
+        let span = Span { since: self.now, until: self.now + for_time };
+        if self.hosts[host].frozen_until(self.now).is_none() {
+            self.hosts[host].frozen = Some(span);
+            self.expect_silence(host, span, &[Direction::Up]);
+        }
+    }
+
+    /// Whoever receives nothing for long enough gives a stream up.
+    fn expect_silence(&mut self, host: HostId, span: Span, receivers: &[Direction]) {
         let (soonest, latest) = (
             self.timers.keepalive_timeout_ms,
             self.timers.keepalive_ms + self.timers.keepalive_timeout_ms,
         );
         for stream in self.network.living(host) {
-            for receiver in [Direction::Down, Direction::Up] {
-                let at = since + Duration::from_millis(self.rng.u64(soonest..=latest));
-                // Whoever is still cut off by then gives up.
-                if at < since + for_time {
-                    self.agenda.put(at, Due::Keepalive { stream, receiver, since });
+            for &receiver in receivers {
+                let at = span.since + Duration::from_millis(self.rng.u64(soonest..=latest));
+                if at < span.until {
+                    self.agenda.put(at, Due::Keepalive { stream, receiver, since: span.since });
                 }
             }
         }
     }
 
     /// The process dies; what it has sent still arrives.
-    fn kill(&mut self, host: HostId, restart_after: Option<Duration>) {
+    pub(super) fn kill(&mut self, host: HostId, last: Last, restart_after: Option<Duration>) {
         for stream in self.network.living(host) {
-            self.worker_closes(stream, Parcel::End);
+            self.worker_closes(stream, Parcel::End(last));
         }
         self.hosts[host].process = None;
+        self.hosts[host].frozen = None;
         // Where all is well, whoever went comes back.
         let restart_after = restart_after.or_else(|| self.calm.then(|| self.options.restart()));
         if let Some(after) = restart_after {
@@ -212,257 +250,5 @@ impl World {
             self.agenda.put(at + after, Due::Fault(Fault::Start(host)));
         }
         self.after_change(host);
-    }
-
-    // ---- The worker at a host ----
-
-    pub(super) fn host_step(&mut self, due: Due) {
-        match due {
-            Due::WorkerSends(host, incarnation) if self.hosts[host].lives(incarnation) => {
-                self.worker_sends(host);
-            }
-            Due::Heartbeat(host, incarnation) if self.hosts[host].lives(incarnation) => {
-                self.heartbeat(host);
-            }
-            Due::Finish(host, incarnation, attempt) if self.hosts[host].lives(incarnation) => {
-                self.finish(host, attempt);
-            }
-            Due::Gone(host, incarnation, attempt) if self.hosts[host].lives(incarnation) => {
-                let process = self.hosts[host].process.as_mut().expect("it lives");
-                if let Some(session) = &mut process.session {
-                    session.gone(attempt);
-                }
-                self.after_change(host);
-            }
-            Due::LeaseEnds { host, incarnation, detached } => {
-                let process = self.hosts[host].process.as_mut();
-                let process = process.filter(|process| process.incarnation == incarnation);
-                if let Some(process) = process {
-                    let over = |session: &mut Session| session.detached == Some(detached);
-                    process.session.take_if(over);
-                    self.after_change(host);
-                }
-            }
-            Due::DrainEnds(host, incarnation) if self.hosts[host].lives(incarnation) => {
-                let process = self.hosts[host].process.as_mut().expect("it lives");
-                if let Some(session) = &mut process.session {
-                    session.cancel_unfinished();
-                }
-                self.kill(host, None);
-            }
-            _ => {}
-        }
-    }
-
-    pub(super) fn worker_hears(&mut self, host: HostId, stream: StreamId, orders: Vec<Order>) {
-        for order in orders {
-            if let Order::Hello(_) = order {
-                self.attach(host, stream);
-                continue;
-            }
-            let process = self.hosts[host].process.as_mut().expect("who hears lives");
-            let Some(session) = &mut process.session else { return };
-            if session.stream != Some(stream) {
-                return;
-            }
-            if let Err(what) = session.take(order) {
-                self.worker_closes(stream, Parcel::Violation(what));
-                self.worker_loses(host, stream);
-                return;
-            }
-        }
-        self.after_change(host);
-    }
-
-    /// A stream begins: another of the same coordinator is replaced.
-    fn attach(&mut self, host: HostId, stream: StreamId) {
-        let there = &mut self.hosts[host];
-        let process = there.process.as_mut().expect("who hears lives");
-        if process.draining && process.session.is_none() {
-            return self.worker_closes(stream, Parcel::End);
-        }
-        let hello = Report::Hello(Box::new(WorkerHello {
-            version: VERSION,
-            build: String::new(),
-            name: there.name.clone(),
-            incarnation: process.incarnation,
-            slots: there.slots,
-            runtimes: Runtime::ALL.to_vec(),
-            labels: BTreeMap::new(),
-            functions: Vec::new(),
-            left_out: None,
-        }));
-        let refuses = there.refuses;
-        let session = process.session.get_or_insert_with(|| Session::new(refuses));
-        session.set_credit(there.slots_left);
-        let former = session.stream.filter(|&former| former != stream);
-        session.attach(stream, hello);
-        if process.draining {
-            session.drain(self.options.drain_ms);
-        }
-        if let Some(former) = former {
-            self.worker_closes(former, Parcel::End);
-        }
-    }
-
-    pub(super) fn worker_closes(&mut self, stream: StreamId, last: Parcel<Report>) {
-        if std::mem::replace(&mut self.network.streams[stream].worker_open, false) {
-            let at = self.now + self.delay();
-            self.network.send_up(&mut self.agenda, stream, at, last);
-        }
-    }
-
-    /// A stream has ended on the worker's side: it goes on without, until its lease is over.
-    pub(super) fn worker_loses(&mut self, host: HostId, stream: StreamId) {
-        self.network.streams[stream].worker_open = false;
-        let Some(process) = &mut self.hosts[host].process else { return };
-        let incarnation = process.incarnation;
-        let Some(session) = &mut process.session else { return };
-        if session.stream == Some(stream) {
-            (session.stream, session.detached) = (None, Some(self.now));
-            let lease_ms = self.timers.lease_ms - self.timers.lease_margin_ms;
-            let at = self.now + Duration::from_millis(lease_ms);
-            self.agenda.put(at, Due::LeaseEnds { host, incarnation, detached: self.now });
-        }
-        self.after_change(host);
-    }
-
-    /// Starts what can start, and sees to it that what is to be said is said.
-    fn after_change(&mut self, host: HostId) {
-        let now = self.now;
-        let Some(process) = &mut self.hosts[host].process else { return };
-        let incarnation = process.incarnation;
-        let drained = process.draining
-            && process.session.as_ref().is_none_or(|session| {
-                !(session.has_attempts() || session.stream.is_some() && session.has_reports())
-            });
-        if drained {
-            return self.kill(host, None);
-        }
-        let Some(session) = &mut process.session else { return };
-        for attempt in session.take_cancelled() {
-            let at = now + Duration::from_micros(self.options.kill_us);
-            self.agenda.put(at, Due::Gone(host, incarnation, attempt));
-        }
-        let started = session.start(now);
-        let has_stream = session.stream.is_some();
-        if has_stream && session.has_reports() && !process.send_is_due {
-            process.send_is_due = true;
-            let at = now + Duration::from_micros(self.options.send_us);
-            self.agenda.put(at, Due::WorkerSends(host, incarnation));
-        }
-        if has_stream && session.has_running() && !process.heartbeat_is_due {
-            process.heartbeat_is_due = true;
-            let at = now + Duration::from_millis(self.timers.heartbeat_ms);
-            self.agenda.put(at, Due::Heartbeat(host, incarnation));
-        }
-        for (attempt, job, range) in started {
-            let (cost_us, _) = self.coordinator.job(job).oracle.cost_us(range);
-            let cost_us = cost_us * self.hosts[host].pace_percent / 100;
-            self.note_overlap(host, job, range);
-            self.coordinator.job(job).started.push(range);
-            let at = now + Duration::from_micros(cost_us);
-            self.agenda.put(at, Due::Finish(host, incarnation, attempt));
-        }
-    }
-
-    /// Counts what runs in two places at once, where nobody asked for it.
-    fn note_overlap(&mut self, host: HostId, job: JobId, range: widemap_common::ids::ItemRange) {
-        if self.coordinator.job(job).policy.speculate {
-            return;
-        }
-        let elsewhere = self.hosts.iter().enumerate().filter(|(other, _)| *other != host);
-        let mut running = elsewhere.filter_map(|(_, there)| there.session());
-        let overlaps = |session: &Session| {
-            session.all_running().any(|(of, other)| of == job && other.contains(range.first))
-        };
-        self.overlaps += u64::from(running.any(overlaps));
-    }
-
-    fn finish(&mut self, host: HostId, id: AttemptId) {
-        let there = &mut self.hosts[host];
-        let process = there.process.as_mut().expect("it lives");
-        let Some(session) = process.session.as_mut() else { return };
-        let ending = session.ending(id);
-        let Some((job, range)) = session.running(id).or(ending) else { return };
-        // What has ended and was not sent yet makes this one look as if it waited.
-        let all_said = !session.has_reports();
-        let state = &mut self.coordinator.jobs[job.0 as usize];
-        let (cost_us, poison) = state.oracle.cost_us(range);
-        if let Some(item) = poison {
-            let known = self.coordinator.attempts.contains_key(&id);
-            let seen = known && all_said && self.is_attached(host);
-            self.coordinator.jobs[job.0 as usize].oracle.killed(item, seen);
-            self.coordinator.note(|| format!("item {item} kills host {host}"));
-            self.poison_deaths += 1;
-            let restart_after = self.hosts[host].restart_after;
-            return self.kill(host, restart_after);
-        }
-        if ending.is_some() {
-            session.gone(id);
-            return self.after_change(host);
-        }
-        let Run { output, faults } = state.oracle.run(range);
-        let lies = self.rng.u32(0..10_000) < there.lies_per_10k;
-        let done = Done {
-            attempt: id,
-            output: Bytes::new(),
-            output_bytes: output.len() as u64 + u64::from(lies),
-            busy_us: cost_us * there.pace_percent / 100,
-            item_lengths: Bytes::new(),
-            item_micros: Bytes::new(),
-            faults,
-            stderr: Vec::new(),
-        };
-        session.finish(id, Box::new(Finished { output, done }));
-        self.after_change(host);
-    }
-
-    fn heartbeat(&mut self, host: HostId) {
-        let now = self.now;
-        let process = self.hosts[host].process.as_mut().expect("it lives");
-        process.heartbeat_is_due = false;
-        if let Some(session) = &mut process.session
-            && session.stream.is_some()
-        {
-            session.heartbeat(now);
-        }
-        self.after_change(host);
-    }
-
-    fn worker_sends(&mut self, host: HostId) {
-        let sending = Sending {
-            part_bytes: self.options.part_bytes as u64,
-            batch_entries: self.options.batch_entries,
-            twice: self.options.twice_per_10k,
-        };
-        let process = self.hosts[host].process.as_mut().expect("it lives");
-        process.send_is_due = false;
-        let Some(session) = &mut process.session else { return };
-        let Some(stream) = session.stream else { return };
-        let batch = session.batch(sending, &mut self.rng);
-        if batch.is_empty() {
-            // Nothing of it is granted: an order will come first.
-            return;
-        }
-        self.send(stream, Direction::Up, |network, agenda, at| {
-            network.send_up(agenda, stream, at, Parcel::Batch(batch));
-        });
-        self.after_change(host);
-    }
-
-    pub(super) fn describe_hosts(&self) -> String {
-        let describe = |(id, host): (HostId, &Host)| {
-            let state = match (&host.process, host.session()) {
-                (None, _) => "dead".to_owned(),
-                (_, None) => "no session".to_owned(),
-                (_, Some(session)) => format!("{session:?}"),
-            };
-            format!("{id} {}: {state}", host.name)
-        };
-        let mut lines: Vec<_> = self.hosts.iter().enumerate().map(describe).collect();
-        let links = self.coordinator.fleet.links.iter();
-        lines.extend(links.map(|link| format!("{link:?}")));
-        lines.join("\n")
     }
 }

@@ -4,15 +4,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use widemap::data::{Chunk, HeldInput, Report};
+use widemap::data::{
+    Chunk, FailureRecord, HeldInput, MergeBounds, Report, ResultShape, Shape, SteppedConfig,
+};
 use widemap_common::framing::LINES;
 use widemap_common::ids::{AttemptId, ItemRange, JobId};
 use widemap_common::spec::{Function, JobSpec, Runtime};
-use widemap_proto::session::Done;
+use widemap_proto::session::{Done, Part};
 use widemap_sched::event::{Failure, InputLevel, JobPolicy};
 
-use super::merge::Merge;
 use super::oracle::Oracle;
+use super::results::Results;
 
 /// See the file's head.
 pub(super) struct Job {
@@ -20,10 +22,14 @@ pub(super) struct Job {
     pub(super) policy: JobPolicy,
     pub(super) spec: JobSpec,
     pub(super) oracle: Oracle,
-    pub(super) merge: Merge,
+    pub(super) results: Results,
+    pub(super) reorder_bytes_max: u64,
     input: Bytes,
     /// Where each item begins in the input, and where the last one ends.
     starts: Vec<usize>,
+    /// Items that come at a time, and how long each time takes.
+    arriving_items: usize,
+    pub(super) input_us: u64,
     /// Items that have been read, and that were cut.
     arrived_items: usize,
     cut_items: usize,
@@ -35,12 +41,14 @@ pub(super) struct Job {
     pub(super) is_full: bool,
     pub(super) told_full: bool,
     judged: Option<(AttemptId, ItemRange, Report)>,
-    pub(super) urged: Option<(AttemptId, u64)>,
     /// Every range that was assigned, in order.
     pub(super) assigned: Vec<ItemRange>,
     /// Every range that a worker began to run.
     pub(super) started: Vec<ItemRange>,
     pub(super) rejected: u32,
+    pub(super) opened: bool,
+    /// The user gave it up.
+    pub(super) stopped: bool,
     pub(super) ended: bool,
 }
 
@@ -48,9 +56,13 @@ pub(super) struct Job {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) reorder_bytes: u64,
+    pub(super) spill_bytes: u64,
+    pub(super) is_disk_full: bool,
+    pub(super) merge: MergeBounds,
     pub(super) inflight_bytes: u64,
     /// Items that are there at the start; the others arrive later.
     pub(super) arrived_items: usize,
+    pub(super) input_us: u64,
     pub(super) length_known: bool,
 }
 
@@ -58,14 +70,29 @@ impl Job {
     pub(super) fn new(id: JobId, policy: JobPolicy, oracle: Oracle, bounds: Bounds) -> Self {
         let input = oracle.input();
         let ends = input.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        let results = match policy.runtime {
+            Runtime::Builtin => ResultShape::Framed(LINES),
+            Runtime::Exec | Runtime::Pipe => ResultShape::Printed,
+        };
+        let is_block_wise = policy.runtime.is_block_wise();
+        let merge = SteppedConfig {
+            memory_bytes_max: bounds.reorder_bytes,
+            spill_bytes_max: bounds.spill_bytes,
+            bounds: bounds.merge,
+            shape: Shape { input: LINES, results, is_block_wise },
+            is_disk_full: bounds.is_disk_full,
+        };
         let starts = std::iter::once(0).chain(ends.map(|(at, _)| at + 1)).collect();
         Self {
             id,
             spec: spec(policy.runtime),
             policy,
+            arriving_items: bounds.arrived_items.max(1),
+            input_us: bounds.input_us,
             arrived_items: bounds.arrived_items.min(oracle.items.len()),
             oracle,
-            merge: Merge::new(bounds.reorder_bytes),
+            results: Results::new(merge),
+            reorder_bytes_max: bounds.reorder_bytes,
             input,
             starts,
             cut_items: 0,
@@ -76,17 +103,19 @@ impl Job {
             is_full: false,
             told_full: false,
             judged: None,
-            urged: None,
             assigned: Vec::new(),
             started: Vec::new(),
             rejected: 0,
+            opened: false,
+            stopped: false,
             ended: false,
         }
     }
 
     /// More of the input has been read. Whether there is still more to come.
-    pub(super) fn arrive(&mut self, items: usize) -> bool {
-        self.arrived_items = self.arrived_items.saturating_add(items).min(self.oracle.items.len());
+    pub(super) fn arrive(&mut self) -> bool {
+        self.arrived_items =
+            self.arrived_items.saturating_add(self.arriving_items).min(self.oracle.items.len());
         !self.all_arrived()
     }
 
@@ -96,6 +125,9 @@ impl Job {
 
     /// What can be cut, and what is known of the rest.
     pub(super) fn level(&self) -> InputLevel {
+        if self.stopped {
+            return InputLevel { ready_items: 0, ready_bytes: 0, rest_bytes: Some(0) };
+        }
         // Blocks are counted when they are whole; what is read of a chunk of a fixed size counts
         // before it can be cut.
         let whole = match self.oracle.block_items.map(|items| items as usize) {
@@ -127,6 +159,9 @@ impl Job {
 
     /// Cuts a chunk, if there is one and it may be held.
     pub(super) fn cut(&mut self, items_max: u32, bytes_max: u64) -> Option<(ItemRange, u64)> {
+        if self.stopped {
+            return None;
+        }
         if self.held.bytes() >= self.inflight_bytes_max {
             self.gated = true;
             return None;
@@ -169,10 +204,26 @@ impl Job {
         input
     }
 
+    /// Whether it is there and not delivered yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.opened && !self.is_over()
+    }
+
+    /// Whether nothing more will happen to it.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended && self.results.is_delivered()
+    }
+
+    /// Keeps a part of an attempt's output. False if one before it is missing.
+    pub(super) fn stage(&mut self, part: &Part) -> bool {
+        self.results.merge().stage(part.attempt, part.offset, &part.data).is_ok()
+    }
+
     /// Takes in the end of an attempt, to be judged next. False if its output does not fit.
     pub(super) fn arrived(&mut self, range: ItemRange, worker: &str, done: &Done) -> bool {
         let attempt = done.attempt;
-        if !self.merge.finish(attempt, &done.output, done.output_bytes) {
+        let finished = self.results.merge().finish(attempt, done.output.clone(), done.output_bytes);
+        if finished.is_err() {
             return false;
         }
         let framed = (self.policy.runtime == Runtime::Builtin).then_some(LINES);
@@ -180,42 +231,90 @@ impl Job {
         true
     }
 
+    /// Whether the end of the attempt is being judged.
+    pub(super) fn judges(&self, attempt: AttemptId) -> bool {
+        self.judged.as_ref().is_some_and(|(of, ..)| *of == attempt)
+    }
+
     pub(super) fn accept(&mut self, attempt: AttemptId, range: ItemRange) {
-        let judged = self.judged.as_mut().filter(|(of, ..)| *of == attempt);
-        let (_, whole, report) = judged.expect("an accept follows the end of its attempt");
+        let (_, whole, report) = self.judged.as_mut().expect("an accept follows the end");
         assert!(whole.covers(range), "{range} is of the attempt at {whole}");
         let within = report.within(range).expect("the faults mark every place");
-        let bytes = self.merge.slice(attempt, within);
-        self.oracle.accepted(range, &bytes);
-        self.merge.enter(range, bytes);
+        self.oracle.accepted(range);
+        self.results.merge().accept(attempt, range, within);
         self.held.release(range);
     }
 
     pub(super) fn fail(&mut self, range: ItemRange, failure: &Failure) {
         self.oracle.failed(range, failure, &self.policy);
-        self.merge.enter(range, Vec::new());
+        let units = if self.policy.runtime.is_block_wise() { 1 } else { range.items };
+        for unit in 0..units {
+            let own = match units {
+                1 => range,
+                _ => ItemRange::new(range.first + u64::from(unit), 1),
+            };
+            let record = FailureRecord::untold(own, Bytes::new(), failure.kind, String::new());
+            self.results.merge().fail(Box::new(record));
+        }
         self.held.release(range);
+    }
+
+    pub(super) fn retried(&mut self, range: ItemRange) {
+        self.oracle.retried(range, &self.policy);
     }
 
     /// Forgets what is staged of an attempt.
     pub(super) fn discard(&mut self, attempt: AttemptId) {
-        self.merge.discard(attempt);
-        if self.judged.as_ref().is_some_and(|(of, ..)| *of == attempt) {
+        self.results.merge().discard(attempt);
+        if self.judges(attempt) {
             self.judged = None;
         }
     }
 
     /// Whether results can be stored, if that has changed.
     pub(super) fn poll_storage(&mut self) -> Option<bool> {
-        let full = self.merge.is_full();
+        let full = self.results.level().is_full;
         (full != std::mem::replace(&mut self.is_full, full)).then_some(full)
     }
 
+    /// Moves the output on.
+    pub(super) fn poll_sink(&mut self) {
+        self.results.merge().pump();
+        self.results.merge().take_spill_error();
+        self.results.poll_delivered();
+    }
+
+    /// Nothing more is accepted: lets the sink end once it has everything that is next.
+    pub(super) fn finish(&mut self) {
+        self.results.merge().pump();
+        if self.stopped && !self.results.merge().is_next_ready() {
+            if !self.results.is_closed() {
+                self.results.merge().abandon();
+            }
+            self.results.close();
+        } else if self.results.merge().is_empty() {
+            self.results.close();
+        }
+    }
+
+    /// Asserts that what is held is within its bounds, but for what one more thing may add.
+    pub(super) fn check_bounds(&self) {
+        let longest = self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        let items = self.fixed_items().unwrap_or(self.starts.len());
+        let chunk_bytes = longest.saturating_mul(items) as u64;
+        let held = self.held.bytes();
+        assert!(held <= self.inflight_bytes_max + chunk_bytes, "{} holds {held} bytes", self.id);
+    }
+
     /// Asserts that nothing is left once the job has ended.
-    pub(super) fn check_empty(&self) {
+    pub(super) fn check_empty(&mut self) {
+        assert!(self.oracle.is_all_out(), "{} has delivered what it has", self.id);
+        if self.stopped {
+            return;
+        }
         assert!(self.held.is_empty(), "{} holds no input any more", self.id);
-        assert!(self.merge.is_empty(), "{} has delivered everything: {:?}", self.id, self.merge);
-        assert_eq!(self.merge.next_item(), self.oracle.items.len() as u64, "all of it");
+        assert!(self.results.merge().is_empty(), "{} has delivered everything", self.id);
+        assert_eq!(self.results.next_item(), self.oracle.items.len() as u64, "all of it");
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use widemap_common::ids::Incarnation;
+use widemap_common::ids::{AttemptId, Incarnation};
 use widemap_common::time::Time;
 use widemap_proto::session::{Order, Report};
 
@@ -27,9 +27,20 @@ pub(super) enum Parcel<M> {
     /// A message.
     Batch(Vec<M>),
     /// The other side has closed, or a reset has come.
-    End,
+    End(Last),
+    /// A message with a payload that is not what it was.
+    Corrupt(AttemptId),
     /// The worker has ended the stream: the coordinator does not keep to the protocol.
     Violation(&'static str),
+}
+
+/// How a stream ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Last {
+    /// Its other side has said that it is done.
+    InGoodOrder,
+    /// Without a word: a reset, a death, an error.
+    Broken,
 }
 
 /// One way of a stream.
@@ -137,8 +148,8 @@ impl Network {
     pub(super) fn reset(&mut self, agenda: &mut Agenda, id: StreamId, arrival: Time) {
         self.streams[id].down.parcels.clear();
         self.streams[id].up.parcels.clear();
-        self.send_down(agenda, id, arrival, Parcel::End);
-        self.send_up(agenda, id, arrival, Parcel::End);
+        self.send_down(agenda, id, arrival, Parcel::End(Last::Broken));
+        self.send_up(agenda, id, arrival, Parcel::End(Last::Broken));
     }
 
     /// The streams of a host that some side still believes in.

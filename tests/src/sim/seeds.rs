@@ -1,13 +1,14 @@
-//! Runs from seeds: a time of trouble, then everything is well and the job has to end.
+//! Runs from seeds: a time of trouble, then everything is well and the jobs have to end.
 
 use std::time::Duration;
 
+use fastrand::Rng;
 use widemap_common::spec::Runtime;
 use widemap_common::time::Time;
 
 use super::agenda::Due;
 use super::faults::Fault;
-use super::options::Options;
+use super::options::{JobOptions, Options};
 use super::oracle::{Item, Nature};
 use super::story::Sim;
 use super::world::World;
@@ -30,7 +31,10 @@ pub struct Ran {
 /// # Panics
 /// If anything is wrong. What the seed expands into and the command that runs it again are printed.
 pub fn run_seed(seed: u64, tell: bool) -> Ran {
-    let options = Options::from_seed(seed);
+    run_options(Options::from_seed(seed), tell)
+}
+
+fn run_options(options: Options, tell: bool) -> Ran {
     let _replay = Replay(&options);
     let mut sim = Sim::with(options.clone());
     match tell {
@@ -38,7 +42,9 @@ pub fn run_seed(seed: u64, tell: bool) -> Ran {
         false => sim.world().coordinator.trace = None,
     }
     populate(sim.world());
-    open_job(&mut sim);
+    for job in &options.jobs {
+        add_job(&mut sim, job);
+    }
     plan_troubles(sim.world());
     sim.end_within(bound(&options));
     let world = sim.world();
@@ -59,7 +65,8 @@ impl Drop for Replay<'_> {
             let seed = self.0.seed;
             eprintln!("seed {seed} expands into {}", self.0);
             eprintln!(
-                "run it again: WIDEMAP_SIM_SEED={seed} cargo test -p widemap-tests simulation"
+                "run it again: WIDEMAP_SIM_SEED={seed} cargo test -p widemap-tests --test it \
+                 trouble_from_a_seed"
             );
         }
     }
@@ -76,7 +83,10 @@ fn populate(world: &mut World) {
         let refuses = percent(options.refusers_percent) && number > 0;
         let there = &mut world.hosts[host];
         there.pace_percent = if slow { options.slow_pace_percent } else { 100 };
-        there.lies_per_10k = if lies { options.lies_per_10k } else { 0 };
+        if lies {
+            there.lies_per_10k = options.lies_per_10k;
+            there.corrupts_per_10k = options.corrupts_per_10k;
+        }
         there.refuses = refuses;
         there.restart_after = Some(options.restart());
     }
@@ -87,28 +97,29 @@ fn populate(world: &mut World) {
     }
 }
 
-fn open_job(sim: &mut Sim) {
-    let options = sim.world().options.clone();
-    let items: Vec<_> = (1..=options.items as u64).map(|value| item(sim.world(), value)).collect();
-    let runtime = if sim.world().rng.bool() { Runtime::Builtin } else { Runtime::Exec };
-    let draft = sim.map(|value| value * value, 1..=1).items(items).runtime(runtime);
-    match (options.block_items, options.chunk_items) {
-        (Some(items), _) => draft.blocks_of(items),
-        (None, Some(items)) => draft.chunk_size(items),
-        (None, None) => draft.adaptive(),
-    };
+fn add_job(sim: &mut Sim, options: &JobOptions) {
+    let rng = &mut sim.world().rng;
+    let mut items: Vec<_> =
+        (1..=options.items as u64).map(|value| item(rng, options, value)).collect();
+    if !items.is_empty() {
+        for _ in 0..options.poison_items {
+            let at = rng.usize(0..items.len());
+            items[at].nature = Nature::Poison;
+        }
+    }
+    let runtime = if rng.bool() { Runtime::Builtin } else { Runtime::Exec };
+    sim.draft(options.clone(), items).runtime(runtime).add();
 }
 
-fn item(world: &mut World, value: u64) -> Item {
-    let options = &world.options;
+fn item(rng: &mut Rng, options: &JobOptions, value: u64) -> Item {
     let spread_us = options.item_us * options.item_spread_percent / 100;
-    let cost_us = (options.item_us + world.rng.u64(0..=spread_us)).max(1);
-    let fails = world.rng.u32(0..100) < options.fails_percent;
-    let nature = match world.rng.u32(0..4) {
+    let cost_us = (options.item_us + rng.u64(0..=spread_us)).max(1);
+    let fails = rng.u32(0..100) < options.fails_percent;
+    let nature = match rng.u32(0..4) {
         _ if !fails => Nature::Good,
         0 => Nature::Fails,
         1 => Nature::Permanent,
-        _ => Nature::Flaky(world.rng.u32(1..=3)),
+        _ => Nature::Flaky(rng.u32(1..=3)),
     };
     Item { value, nature, cost_us }
 }
@@ -116,12 +127,11 @@ fn item(world: &mut World, value: u64) -> Item {
 /// Puts everything that goes wrong on the agenda, and its end.
 fn plan_troubles(world: &mut World) {
     let options = world.options.clone();
-    place_poison(world);
     let most_us = options.trouble_ms * 1_000;
     let hosts = world.hosts.len();
-    let mut plan = Vec::new();
     let mut rng = world.rng.fork();
-    let mut at = |rng: &mut fastrand::Rng, fault| plan.push((Time(rng.u64(0..most_us)), fault));
+    let mut plan = vec![(Time(most_us), Fault::Calm)];
+    let mut at = |rng: &mut Rng, fault| plan.push((Time(rng.u64(0..most_us)), fault));
     for _ in 0..options.resets {
         let host = rng.usize(0..hosts);
         at(&mut rng, Fault::Reset(host));
@@ -130,6 +140,11 @@ fn plan_troubles(world: &mut World) {
         let (host, way) = (rng.usize(0..hosts), rng.u32(0..4));
         let for_time = Duration::from_millis(rng.u64(1..=options.partition_ms_max.max(1)));
         at(&mut rng, Fault::Partition { host, down: way != 0, up: way != 1, for_time });
+    }
+    for _ in 0..options.freezes {
+        let host = rng.usize(0..hosts);
+        let for_time = Duration::from_millis(rng.u64(1..=options.partition_ms_max.max(1)));
+        at(&mut rng, Fault::Freeze { host, for_time });
     }
     for _ in 0..options.crashes {
         let host = rng.usize(0..hosts);
@@ -150,34 +165,36 @@ fn plan_troubles(world: &mut World) {
         at(&mut rng, Fault::Credit { host, slots });
     }
     for _ in 0..options.stalls {
-        at(&mut rng, Fault::Stall(0));
-        at(&mut rng, Fault::Flow(0));
+        let job = rng.usize(0..options.jobs.len());
+        at(&mut rng, Fault::Stall(job));
+        at(&mut rng, Fault::Flow(job));
     }
-    plan.push((Time(most_us), Fault::Calm));
+    for (index, job) in options.jobs.iter().enumerate() {
+        let opens_us = most_us * job.opens_percent / 100;
+        plan.push((Time(opens_us), Fault::Open(index)));
+        if let Some(percent) = job.cancel_percent {
+            plan.push((Time(opens_us.max(most_us * percent / 100)), Fault::Cancel(index)));
+        }
+    }
     for (at, fault) in plan {
         world.agenda.put(at, Due::Fault(fault));
     }
 }
 
-fn place_poison(world: &mut World) {
-    let (poisons, items) = (world.options.poison_items, world.options.items);
-    for _ in 0..poisons.min(u32::try_from(items).unwrap_or(u32::MAX)) {
-        let at = world.rng.usize(0..items);
-        world.coordinator.jobs[0].oracle.poison(at);
-    }
-}
-
-/// How long the job may take, generously: every item alone on the slowest worker, every death and
+/// How long the jobs may take, generously: every item alone on the slowest worker, every death and
 /// every exclusion one after the other.
 fn bound(options: &Options) -> Duration {
-    let spread = 100 + options.item_spread_percent;
-    let item_us = options.item_us * spread / 100 * options.slow_pace_percent / 100;
-    let runs = u64::from(4 * (options.retries + 2 * options.crash_limit + 2));
-    let work_us = options.items as u64 * item_us * runs;
-    let kills = u64::from(options.poison_items * 2 * (options.crash_limit + 1));
-    let deaths_us = kills * (options.restart_ms + 30_000) * 1_000;
-    let input_us = options.items as u64 * options.input_us;
-    let messages_us = options.items as u64 * 40 * (options.delay_us + options.jitter_us);
-    let all_us = work_us + deaths_us + input_us + messages_us + options.trouble_ms * 1_000;
-    Duration::from_micros(all_us) + Duration::from_secs(600)
+    let of_job = |job: &JobOptions| {
+        let spread = 100 + job.item_spread_percent;
+        let item_us = job.item_us * spread / 100 * options.slow_pace_percent / 100;
+        let runs = u64::from(4 * (job.retries + 2 * job.crash_limit + 2));
+        let kills = u64::from(job.poison_items * 2 * (job.crash_limit + 1));
+        let deaths_us = kills * (options.restart_ms + 30_000) * 1_000;
+        let input_us = job.items as u64 * job.input_us;
+        let messages = job.items as u64 * (40 + 8 * job.digits as u64);
+        let late_us = options.delay_us + options.jitter_us + options.news_us + options.sink_us;
+        job.items as u64 * item_us * runs + deaths_us + input_us + messages * late_us
+    };
+    let all_us: u64 = options.jobs.iter().map(of_job).sum();
+    Duration::from_micros(all_us + options.trouble_ms * 1_000) + Duration::from_secs(600)
 }

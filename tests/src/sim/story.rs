@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use widemap::data::MergeBounds;
 use widemap_common::failure::FailureKind;
 use widemap_common::ids::{ItemRange, JobId};
 use widemap_common::limits::CHUNK_TARGET_MS;
@@ -13,13 +14,15 @@ use widemap_sched::event::JobPolicy;
 use super::agenda::{Due, HostId};
 use super::faults::Fault;
 use super::job::{Bounds, Job};
-use super::options::Options;
+use super::options::{JobOptions, Options};
 use super::oracle::{Calm, Fate, Item, Nature, Oracle};
 use super::world::World;
 
 /// A simulated cluster and its jobs.
 pub struct Sim {
     world: World,
+    /// What a job is like, unless the story says otherwise.
+    job: JobOptions,
     /// How much of what happened is shown when a test fails.
     pub(super) lines_shown: usize,
 }
@@ -40,8 +43,8 @@ pub struct Draft<'a> {
     sim: &'a mut Sim,
     function: fn(u64) -> u64,
     items: Vec<Item>,
-    policy: JobPolicy,
-    bounds: Bounds,
+    options: JobOptions,
+    runtime: Runtime,
 }
 
 /// The chunk at this place, of a job whose chunks have one size.
@@ -111,7 +114,7 @@ impl Sim {
     pub(super) fn with(options: Options) -> Self {
         let mut world = World::new(options);
         world.coordinator.trace = Some(std::collections::VecDeque::new());
-        Self { world, lines_shown: STORY_LINES }
+        Self { world, job: JobOptions::calm(), lines_shown: STORY_LINES }
     }
 
     /// Adds workers of one slot.
@@ -135,9 +138,10 @@ impl Sim {
     /// Bounds what may wait for an earlier result.
     #[must_use]
     pub fn reorder_bytes(mut self, bytes: u64) -> Self {
-        self.world.options.reorder_bytes = bytes;
-        self.world.options.output_window = bytes.max(64);
-        self.world.coordinator.output_window = bytes.max(64);
+        self.job.reorder_bytes = bytes;
+        self.world.options.merge = MergeBounds { sink_buffer_bytes: 1, ..MergeBounds::default() };
+        self.world.options.merge.sink_queue_bytes = 100;
+        self.world.coordinator.output_window = (32, 64);
         self
     }
 
@@ -163,27 +167,15 @@ impl Sim {
         function: fn(u64) -> u64,
         items: std::ops::RangeInclusive<u64>,
     ) -> Draft<'_> {
-        let options = &self.world.options;
+        let options = self.job.clone();
         let item = |value| Item { value, nature: Nature::Good, cost_us: options.item_us };
         let items: Vec<_> = items.map(item).collect();
-        let bounds = Bounds {
-            reorder_bytes: options.reorder_bytes,
-            inflight_bytes: options.inflight_bytes,
-            arrived_items: options.input_items,
-            length_known: options.length_known,
-        };
-        let policy = JobPolicy {
-            runtime: Runtime::Builtin,
-            require: std::collections::BTreeMap::new(),
-            retries: options.retries,
-            crash_limit: options.crash_limit,
-            chunk_items: None,
-            chunk_target: Duration::from_millis(CHUNK_TARGET_MS),
-            weight: 1,
-            priority: 0,
-            speculate: options.speculate,
-        };
-        Draft { sim: self, function, items, policy, bounds }
+        Draft { sim: self, function, items, options, runtime: Runtime::Builtin }
+    }
+
+    pub(super) fn draft(&mut self, options: JobOptions, items: Vec<Item>) -> Draft<'_> {
+        let function = |value| value * value;
+        Draft { sim: self, function, items, options, runtime: Runtime::Builtin }
     }
 
     /// Goes on until it holds.
@@ -247,6 +239,17 @@ impl Sim {
         self.befall(Fault::Drain { host, restart_after: None });
     }
 
+    /// The user gives the first job up.
+    pub fn give_up(&mut self) {
+        self.befall(Fault::Cancel(0));
+    }
+
+    /// The worker's process is stopped, and goes on after so long.
+    pub fn freeze(&mut self, worker: &str, for_time: Duration) {
+        let host = self.host(worker);
+        self.befall(Fault::Freeze { host, for_time });
+    }
+
     /// Whoever reads the output of the first job stops.
     pub fn stall(&mut self) {
         self.befall(Fault::Stall(0));
@@ -261,6 +264,12 @@ impl Sim {
     pub fn lies(&mut self, worker: &str) {
         let host = self.host(worker);
         self.world.hosts[host].lies_per_10k = 10_000;
+    }
+
+    /// What the worker sends of its results arrives changed, until told otherwise.
+    pub fn corrupts(&mut self, worker: &str, corrupts: bool) {
+        let host = self.host(worker);
+        self.world.hosts[host].corrupts_per_10k = if corrupts { 10_000 } else { 0 };
     }
 
     /// The worker takes so many times as long as the others.
@@ -285,9 +294,7 @@ impl Sim {
 
     pub(super) fn end_within(&mut self, time: Duration) {
         let bound = self.world.now + time;
-        let ended = |sim: &Sim| {
-            sim.world.coordinator.jobs.iter().all(|job| job.ended && job.merge.is_empty())
-        };
+        let ended = |sim: &Sim| sim.world.coordinator.jobs.iter().all(super::job::Job::is_over);
         while !ended(self) {
             let in_time = self.world.agenda.next_at().is_some_and(|at| at < bound);
             assert!(in_time, "it does not end within {time:?}: {}", self.world.explain());
@@ -298,23 +305,26 @@ impl Sim {
         self.check_end();
     }
 
-    fn check_end(&self) {
-        let World { coordinator, options, .. } = &self.world;
+    fn check_end(&mut self) {
+        let World { coordinator, options, crashes, .. } = &mut self.world;
         coordinator.scheduler.check_invariants();
         assert!(coordinator.attempts.is_empty(), "no attempt is left: {:?}", coordinator.attempts);
         let network_calm = options.is_network_calm() && options.drains == 0;
-        for job in &coordinator.jobs {
+        let poison = |item: &&Item| item.nature == Nature::Poison;
+        let items = coordinator.jobs.iter().flat_map(|job| &job.oracle.items);
+        let one_poison = items.filter(poison).count() <= 1;
+        for job in &mut coordinator.jobs {
             job.check_empty();
-            let poisons = job.oracle.items.iter().filter(|item| item.nature == Nature::Poison);
-            let one_poison = poisons.count() <= 1;
             let unseen = job.oracle.has_unseen_kills();
-            let single_poison = network_calm && one_poison && !unseen && self.world.crashes == 0;
+            let single_poison = network_calm && one_poison && !unseen && *crashes == 0;
             job.oracle.check_budgets(&job.policy, single_poison);
             let calm = Calm {
                 nobody_lies: job.rejected == 0,
-                nobody_crashes: network_calm && self.world.crashes == 0,
+                nobody_crashes: network_calm && *crashes == 0,
             };
-            job.oracle.check_end(&job.policy, calm);
+            if !job.stopped {
+                job.oracle.check_end(&job.policy, calm);
+            }
         }
         for host in &self.world.hosts {
             if let Some(session) = host.session() {
@@ -341,7 +351,7 @@ impl Sim {
     /// The numbers in the output so far.
     #[must_use]
     pub fn output(&self, map: Map) -> Vec<u64> {
-        let text = String::from_utf8_lossy(self.job(map).merge.output());
+        let text = String::from_utf8_lossy(self.job(map).results.output());
         text.lines().map(|line| line.parse().expect("results are numbers")).collect()
     }
 
@@ -400,7 +410,7 @@ impl Sim {
     }
 }
 
-impl Draft<'_> {
+impl<'a> Draft<'a> {
     /// The item (its number from 1) is of this nature.
     pub fn item(mut self, number: usize, nature: Nature) -> Self {
         self.items[number - 1].nature = nature;
@@ -416,53 +426,88 @@ impl Draft<'_> {
 
     /// Attempts that take far longer than usual get a second one.
     pub fn speculating(mut self) -> Self {
-        self.policy.speculate = true;
+        self.options.speculate = true;
         self
     }
 
     /// More runs of a failed item.
     pub fn retries(mut self, retries: u32) -> Self {
-        self.policy.retries = retries;
+        self.options.retries = retries;
         self
     }
 
-    pub(super) fn items(mut self, items: Vec<Item>) -> Self {
-        self.items = items;
+    /// Results have so many digits.
+    pub fn digits(mut self, digits: usize) -> Self {
+        self.options.digits = digits;
+        self
+    }
+
+    /// Higher ones first.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.options.priority = priority;
         self
     }
 
     pub(super) fn runtime(mut self, runtime: Runtime) -> Self {
-        self.policy.runtime = runtime;
+        self.runtime = runtime;
         self
     }
 
     /// Begins the map, with chunks of this size.
     pub fn chunk_size(mut self, items: u32) -> Map {
-        self.policy.chunk_items = Some(items);
-        self.begin(None)
+        self.options.chunk_items = Some(items);
+        self.options.block_items = None;
+        self.begin()
     }
 
     /// Begins the map, with blocks of so many items that are never split.
     pub fn blocks_of(mut self, items: u32) -> Map {
-        self.policy.runtime = Runtime::Pipe;
-        self.begin(Some(items))
+        self.options.block_items = Some(items);
+        self.begin()
     }
 
     /// Begins the map, with chunks as the scheduler likes them.
-    pub fn adaptive(self) -> Map {
-        self.begin(None)
+    pub fn adaptive(mut self) -> Map {
+        (self.options.chunk_items, self.options.block_items) = (None, None);
+        self.begin()
     }
 
-    fn begin(self, block_items: Option<u32>) -> Map {
-        let Self { sim, function, items, policy, bounds } = self;
+    fn begin(self) -> Map {
+        let (sim, map) = self.add();
+        sim.world.open_job(map.id.0 as usize);
+        map
+    }
+
+    /// Adds the map, to be opened later.
+    pub(super) fn add(self) -> (&'a mut Sim, Map) {
+        let Self { sim, function, items, options, runtime } = self;
         let world = &mut sim.world;
         let id = JobId(u32::try_from(world.coordinator.jobs.len()).expect("few jobs"));
-        let oracle = Oracle::new(function, items, block_items);
-        let job = Job::new(id, policy, oracle, bounds);
-        let (index, chunk_items) = (world.coordinator.jobs.len(), job.policy.chunk_items);
-        world.coordinator.open_job(job);
-        world.agenda.put(world.now, Due::InputArrives(index));
-        Map { id, chunk_items: chunk_items.or(block_items).unwrap_or(1) }
+        let policy = JobPolicy {
+            runtime: if options.block_items.is_some() { Runtime::Pipe } else { runtime },
+            require: std::collections::BTreeMap::new(),
+            retries: options.retries,
+            crash_limit: options.crash_limit,
+            chunk_items: options.chunk_items.filter(|_| options.block_items.is_none()),
+            chunk_target: Duration::from_millis(CHUNK_TARGET_MS),
+            weight: options.weight,
+            priority: options.priority,
+            speculate: options.speculate,
+        };
+        let bounds = Bounds {
+            reorder_bytes: options.reorder_bytes,
+            spill_bytes: options.spill_bytes,
+            is_disk_full: options.is_disk_full,
+            merge: world.options.merge,
+            inflight_bytes: options.inflight_bytes,
+            arrived_items: options.input_items,
+            input_us: options.input_us,
+            length_known: options.length_known,
+        };
+        let chunk_items = policy.chunk_items.or(options.block_items).unwrap_or(1);
+        let oracle = Oracle::new(function, items, options.block_items, options.digits);
+        world.coordinator.jobs.push(Job::new(id, policy, oracle, bounds));
+        (sim, Map { id, chunk_items })
     }
 }
 

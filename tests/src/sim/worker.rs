@@ -1,5 +1,8 @@
-//! A worker's side of a session: what it holds outlives the stream. It keeps finished results until
-//! they are accepted, says them again on each new stream, and never runs an attempt twice.
+//! A worker's side of a session: what it holds outlives the stream. It keeps to the worker's own state,
+//! order by order; slots, processes and the other coordinators are made up.
+//!
+//! Where it is simpler: a slot takes its input the moment it arrives; a session whose lease has ended
+//! leaves nothing running; a worker's slots are as many as its credit.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,7 +15,14 @@ use widemap_proto::session::{
     RefusalCause, Report,
 };
 
+use super::input::{InputAccount, InputBounds, InputHeld};
 use super::network::StreamId;
+use super::oracle::Run;
+use super::outgoing::{Outgoing, OutputBounds};
+use super::reports::{Reports, SendKey, Sending};
+
+/// Slots that a host has at the most.
+const SLOTS_MAX: usize = 16;
 
 /// One life of a worker.
 #[derive(Debug)]
@@ -40,24 +50,23 @@ pub(super) struct Session {
     ending: BTreeMap<AttemptId, (JobId, ItemRange)>,
     cancelled: Vec<AttemptId>,
     credit: Credit,
-    small: VecDeque<Report>,
-    /// Attempts with output, or an end, that this stream has not carried: earlier items first.
-    ready: BTreeSet<(JobId, u64, AttemptId)>,
-    grant: OutputGrant,
-    sent_bytes: u64,
+    reports: Reports,
+    input: InputAccount,
+    output: OutputBounds,
+    paused: bool,
     draining: bool,
     refuses: bool,
 }
 
+/// An attempt that is held.
 #[derive(Debug)]
-struct Held {
-    job: JobId,
-    range: ItemRange,
+pub(super) struct Held {
+    pub(super) job: JobId,
+    pub(super) range: ItemRange,
     input_bytes: u64,
     received_bytes: u64,
     stage: Stage,
-    sent_bytes: u64,
-    done_sent: bool,
+    pub(super) outgoing: Outgoing,
 }
 
 #[derive(Debug)]
@@ -66,25 +75,20 @@ enum Stage {
     /// In a slot; what is not there yet of its input is waited for.
     Running {
         since: Time,
-        is_timed: bool,
+        run: Option<Running>,
     },
-    Finished(Box<Finished>),
+    Finished,
 }
 
-/// What an attempt came to.
+/// An attempt at work, from when all of its input is there.
 #[derive(Debug)]
-pub(super) struct Finished {
-    pub(super) output: Bytes,
-    pub(super) done: Done,
-}
-
-/// How a worker sends.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sending {
-    pub(super) part_bytes: u64,
-    pub(super) batch_entries: usize,
-    /// A chance in ten thousand that a result is sent twice.
-    pub(super) twice: u32,
+pub(super) struct Running {
+    pub(super) run: Run,
+    /// The pieces in which its output comes, and how many of them have come.
+    pub(super) pieces: u64,
+    pub(super) made: u64,
+    /// It waits until more of what it has printed is sent.
+    pub(super) is_stalled: bool,
 }
 
 impl Process {
@@ -100,7 +104,7 @@ impl Process {
 }
 
 impl Session {
-    pub(super) fn new(refuses: bool) -> Self {
+    pub(super) fn new(refuses: bool, input: InputBounds, output: OutputBounds) -> Self {
         Self {
             stream: None,
             detached: None,
@@ -111,10 +115,10 @@ impl Session {
             ending: BTreeMap::new(),
             cancelled: Vec::new(),
             credit: Credit { slots: 0, queue: 0 },
-            small: VecDeque::new(),
-            ready: BTreeSet::new(),
-            grant: OutputGrant { total: 0, urgent: None },
-            sent_bytes: 0,
+            reports: Reports::new(),
+            input: InputAccount::new(input),
+            output,
+            paused: false,
             draining: false,
             refuses,
         }
@@ -123,10 +127,13 @@ impl Session {
     /// A stream begins: greets, and says again what is held.
     pub(super) fn attach(&mut self, stream: StreamId, hello: Report) {
         (self.stream, self.detached) = (Some(stream), None);
+        let dropped = self.attempts.iter().filter(|(_, held)| !held.outgoing.is_whole());
+        let dropped: Vec<_> = dropped.map(|(&id, _)| id).collect();
+        dropped.into_iter().for_each(|id| self.cancel(id));
         let state = |held: &Held| match held.stage {
             Stage::Waiting => HeldState::Queued,
             Stage::Running { .. } => HeldState::Running,
-            Stage::Finished(_) => HeldState::Finished,
+            Stage::Finished => HeldState::Finished,
         };
         let held = self.attempts.iter().map(|(&attempt, held)| HeldAttempt {
             attempt,
@@ -134,14 +141,12 @@ impl Session {
             input_bytes: held.received_bytes,
         });
         let held = Report::Held(held.collect());
-        self.small = [hello, held, Report::Credit(self.credit)].into();
-        self.ready.clear();
-        self.grant = OutputGrant { total: 0, urgent: None };
-        self.sent_bytes = 0;
+        let granted = Report::InputGrant(self.input.begin_stream(self.input_held()));
+        self.reports.begin([hello, held, Report::Credit(self.credit), granted]);
         for (&id, held) in &mut self.attempts {
-            (held.sent_bytes, held.done_sent) = (0, false);
-            if matches!(held.stage, Stage::Finished(_)) {
-                self.ready.insert(held.key(id));
+            held.outgoing.rewind();
+            if held.outgoing.has_unsent() {
+                self.reports.ready(held.key(id));
             }
         }
     }
@@ -150,24 +155,25 @@ impl Session {
     pub(super) fn take(&mut self, order: Order) -> Result<(), &'static str> {
         match order {
             Order::Assign(assign) => return self.assign(&assign),
-            Order::Input(part) => return self.input(&part),
-            Order::Accepted(attempts) => attempts.into_iter().for_each(|id| self.forget(id)),
-            Order::OutputGrant(grant) => self.grant = grant,
+            Order::Input(part) => return self.take_input(&part),
+            Order::Accepted(attempts) => attempts.into_iter().for_each(|id| self.cancel(id)),
+            Order::OutputGrant(grant) => self.set_grant(grant),
             Order::OpenJob(job, _) => self.open_job(job),
             Order::CloseJob(job) => self.close_job(job),
             Order::Revoke(attempt) => {
                 let back = self.take_back(attempt);
                 let answer = if back { Report::Revoked } else { Report::TooLate };
-                self.small.push_back(answer(attempt));
+                self.reports.push(answer(attempt));
             }
             Order::Cancel(attempt) => {
                 self.cancel(attempt);
                 if !self.ending.contains_key(&attempt) {
-                    self.small.push_back(Report::Cancelled(attempt));
+                    self.reports.push(Report::Cancelled(attempt));
                 }
             }
+            Order::Ping(stamp) => self.reports.push(Report::Pong(stamp)),
             Order::Hello(_) => return Err("a second hello"),
-            Order::Demand(_) | Order::Ping(_) | Order::Goodbye | Order::LeftOut(_) => {}
+            Order::Demand(_) | Order::Goodbye | Order::LeftOut(_) => {}
         }
         Ok(())
     }
@@ -175,10 +181,10 @@ impl Session {
     fn open_job(&mut self, job: JobId) {
         if self.refuses {
             let refusal = Refusal { cause: RefusalCause::NotFound, message: "not here".into() };
-            self.small.push_back(Report::JobRefused(job, refusal));
+            self.reports.push(Report::JobRefused(job, refusal));
         } else {
             self.jobs.insert(job);
-            self.small.push_back(Report::JobReady(job));
+            self.reports.push(Report::JobReady(job));
         }
     }
 
@@ -191,15 +197,16 @@ impl Session {
 
     fn assign(&mut self, assign: &Assign) -> Result<(), &'static str> {
         let id = assign.attempt;
+        self.input.received(assign.input.len());
         if let Some(held) = self.attempts.get_mut(&id) {
-            if matches!(held.stage, Stage::Finished(_)) {
-                (held.sent_bytes, held.done_sent) = (0, false);
-                self.ready.insert(held.key(id));
+            if held.outgoing.is_whole() && held.outgoing.is_finished() {
+                held.outgoing.rewind();
+                self.reports.ready(held.key(id));
             }
             return Ok(());
         }
         if self.draining {
-            self.small.push_back(Report::Revoked(id));
+            self.reports.push(Report::Revoked(id));
             return Ok(());
         }
         if !self.jobs.contains(&assign.job) {
@@ -211,22 +218,47 @@ impl Session {
             input_bytes: assign.input_bytes,
             received_bytes: assign.input.len() as u64,
             stage: Stage::Waiting,
-            sent_bytes: 0,
-            done_sent: false,
+            outgoing: Outgoing::default(),
         };
         self.attempts.insert(id, held);
         self.lane.push_back(id);
         Ok(())
     }
 
-    fn input(&mut self, part: &Part) -> Result<(), &'static str> {
+    fn take_input(&mut self, part: &Part) -> Result<(), &'static str> {
+        self.input.received(part.data.len());
         let Some(held) = self.attempts.get_mut(&part.attempt) else { return Ok(()) };
-        if part.offset > held.received_bytes {
+        let end = part.offset + part.data.len() as u64;
+        if part.offset == held.received_bytes && end <= held.input_bytes {
+            held.received_bytes = end;
+        } else if end > held.received_bytes {
             return Err("a part of an input is missing");
         }
-        let end = part.offset + part.data.len() as u64;
-        held.received_bytes = held.received_bytes.max(end);
         Ok(())
+    }
+
+    fn input_held(&self) -> InputHeld {
+        let (mut bytes, mut is_starving) = (0, false);
+        for id in &self.lane {
+            bytes += self.attempts[id].received_bytes;
+        }
+        for id in &self.running {
+            let held = &self.attempts[id];
+            is_starving |= held.received_bytes < held.input_bytes;
+        }
+        InputHeld { bytes, is_starving }
+    }
+
+    /// Tells of a grant that is worth it.
+    pub(super) fn grant_input(&mut self) {
+        let granted = self.input.next_grant(self.input_held());
+        if let Some(total) = granted {
+            self.reports.push(Report::InputGrant(total));
+        }
+    }
+
+    fn set_grant(&mut self, grant: OutputGrant) {
+        self.reports.set_grant(grant);
     }
 
     fn take_back(&mut self, id: AttemptId) -> bool {
@@ -254,7 +286,7 @@ impl Session {
     /// Nothing is left of a cancelled attempt.
     pub(super) fn gone(&mut self, id: AttemptId) {
         if self.ending.remove(&id).is_some() {
-            self.small.push_back(Report::Cancelled(id));
+            self.reports.push(Report::Cancelled(id));
         }
     }
 
@@ -262,30 +294,49 @@ impl Session {
         let Some(held) = self.attempts.remove(&id) else { return };
         self.lane.retain(|&waiting| waiting != id);
         self.running.remove(&id);
-        self.ready.remove(&held.key(id));
+        self.reports.forget(held.key(id));
     }
 
-    /// Lets what waits start, as far as there are slots. Gives what now runs with all of its input.
+    /// Lets what waits start, as far as there are slots: the head before all others, and nothing else
+    /// while much output is kept. Gives what runs and has all of its input since now.
     pub(super) fn start(&mut self, now: Time) -> Vec<(AttemptId, JobId, ItemRange)> {
+        self.paused = self.kept_bytes() > self.output.session_bytes;
         while self.running.len() + self.ending.len() < self.credit.slots as usize
-            && let Some(id) = self.lane.pop_front()
+            && let Some(id) = self.next_to_start()
         {
+            self.lane.retain(|&waiting| waiting != id);
             let held = self.attempts.get_mut(&id).expect("what waits is held");
-            held.stage = Stage::Running { since: now, is_timed: false };
+            held.stage = Stage::Running { since: now, run: None };
             self.running.insert(id);
         }
-        let mut started = Vec::new();
-        for &id in &self.running {
-            let held = self.attempts.get_mut(&id).expect("what runs is held");
-            let whole = held.received_bytes == held.input_bytes;
-            if let Stage::Running { is_timed, .. } = &mut held.stage
-                && whole
-                && !std::mem::replace(is_timed, true)
-            {
-                started.push((id, held.job, held.range));
-            }
+        let waits = |id: &&AttemptId| {
+            let held = &self.attempts[*id];
+            let new = matches!(held.stage, Stage::Running { run: None, .. });
+            new && held.received_bytes == held.input_bytes
+        };
+        let started = self.running.iter().filter(waits);
+        started.map(|&id| (id, self.attempts[&id].job, self.attempts[&id].range)).collect()
+    }
+
+    fn next_to_start(&self) -> Option<AttemptId> {
+        let urgent = self.reports.grant.urgent.map(|(attempt, _)| attempt);
+        match urgent.filter(|urgent| self.lane.contains(urgent)) {
+            Some(urgent) => Some(urgent),
+            None if self.paused => None,
+            None => self.lane.front().copied(),
         }
-        started
+    }
+
+    /// Output that is kept of all attempts.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.attempts.values().map(|held| held.outgoing.kept_bytes()).sum()
+    }
+
+    /// What comes of an attempt that has just got all of its input.
+    pub(super) fn run(&mut self, id: AttemptId, now: Running) {
+        let held = self.attempts.get_mut(&id).expect("what runs is held");
+        let Stage::Running { run, .. } = &mut held.stage else { unreachable!("it runs") };
+        *run = Some(now);
     }
 
     /// The job and the items of an attempt that runs.
@@ -309,11 +360,78 @@ impl Session {
         self.running.iter().filter_map(|&id| self.running(id))
     }
 
-    pub(super) fn finish(&mut self, id: AttemptId, finished: Box<Finished>) {
+    /// An attempt hands over the next piece of its output but the last. Whether it could, rather than
+    /// wait for what it has printed to be sent.
+    pub(super) fn print(&mut self, id: AttemptId) -> bool {
+        let held = self.attempts.get_mut(&id).expect("what runs is held");
+        let Stage::Running { run: Some(running), .. } = &mut held.stage else { return false };
+        let all = running.run.output.len() as u64;
+        let at = |made: u64| usize::try_from(all * made / running.pieces).expect("it is short");
+        let piece = running.run.output.slice(at(running.made)..at(running.made + 1));
+        running.is_stalled = held.outgoing.unsent_bytes() >= self.output.attempt_bytes;
+        if running.is_stalled {
+            return false;
+        }
+        running.made += 1;
+        if !piece.is_empty() {
+            held.outgoing.push(piece);
+            self.reports.ready(held.key(id));
+        }
+        true
+    }
+
+    /// Attempts that may go on printing.
+    pub(super) fn take_unstalled(&mut self) -> Vec<AttemptId> {
+        let mut unstalled = Vec::new();
+        for &id in &self.running {
+            let held = self.attempts.get_mut(&id).expect("what runs is held");
+            if let Stage::Running { run: Some(running), .. } = &mut held.stage
+                && running.is_stalled
+                && held.outgoing.unsent_bytes() < self.output.attempt_bytes
+            {
+                running.is_stalled = false;
+                unstalled.push(id);
+            }
+        }
+        unstalled
+    }
+
+    /// Whether all of its output but the last piece has been handed over.
+    pub(super) fn is_at_last_piece(&self, id: AttemptId) -> bool {
+        match &self.attempts[&id].stage {
+            Stage::Running { run: Some(running), .. } => running.made + 1 >= running.pieces,
+            _ => false,
+        }
+    }
+
+    /// The pieces in which the output of a running attempt comes.
+    pub(super) fn pieces(&self, id: AttemptId) -> u64 {
+        match &self.attempts[&id].stage {
+            Stage::Running { run: Some(running), .. } => running.pieces,
+            _ => 1,
+        }
+    }
+
+    /// An attempt ends. It says of its output that it is so much longer than it is.
+    pub(super) fn finish(&mut self, id: AttemptId, busy_us: u64, lie_bytes: u64) {
         self.running.remove(&id);
         let held = self.attempts.get_mut(&id).expect("what has run is held");
-        held.stage = Stage::Finished(finished);
-        self.ready.insert(held.key(id));
+        let stage = std::mem::replace(&mut held.stage, Stage::Finished);
+        let Stage::Running { run: Some(running), .. } = stage else { unreachable!("it ran") };
+        let Running { run: Run { output, faults }, pieces, made, .. } = running;
+        let from = output.len() as u64 * made / pieces;
+        let done = Done {
+            attempt: id,
+            output_bytes: output.len() as u64 + lie_bytes,
+            output: output.slice(usize::try_from(from).expect("it is short")..),
+            busy_us,
+            item_lengths: Bytes::new(),
+            item_micros: Bytes::new(),
+            faults,
+            stderr: Vec::new(),
+        };
+        held.outgoing.finish(Box::new(done));
+        self.reports.ready(held.key(id));
     }
 
     /// Sets what the coordinator may count on, and tells it if that changed.
@@ -322,18 +440,18 @@ impl Session {
         let credit = Credit { slots, queue: if slots > 0 { QUEUE_MAX } else { 0 } };
         if credit != self.credit {
             self.credit = credit;
-            self.small.push_back(Report::Credit(credit));
+            self.reports.push(Report::Credit(credit));
         }
     }
 
     /// Takes no new work, and gives back what has not started.
     pub(super) fn drain(&mut self, deadline_ms: u64) {
         self.draining = true;
-        self.small.push_back(Report::Draining(deadline_ms));
+        self.reports.push(Report::Draining(deadline_ms));
         self.set_credit(0);
         for id in self.lane.clone() {
             self.forget(id);
-            self.small.push_back(Report::Revoked(id));
+            self.reports.push(Report::Revoked(id));
         }
     }
 
@@ -343,27 +461,44 @@ impl Session {
         running.into_iter().for_each(|id| self.cancel(id));
     }
 
-    /// Reports how far the running attempts are. Whether there are any.
-    pub(super) fn heartbeat(&mut self, now: Time) -> bool {
+    /// Reports how far the running attempts are, if there are any.
+    pub(super) fn heartbeat(&mut self, now: Time) {
         let progress = |&id: &AttemptId| {
             let Stage::Running { since, .. } = self.attempts.get(&id)?.stage else { return None };
             let running_us = u64::try_from((now - since).as_micros()).unwrap_or(u64::MAX);
             Some(Progress { attempt: id, item: 0, running_us, stalled: false })
         };
         let running: Vec<_> = self.running.iter().filter_map(progress).collect();
-        let any = !running.is_empty();
-        if any {
-            self.small.push_back(Report::Heartbeat(running));
+        if !running.is_empty() {
+            self.reports.push(Report::Heartbeat(running));
         }
-        any
+    }
+
+    /// Asserts that what is held is within its bounds, but for what one more thing may add.
+    pub(super) fn check_bounds(&self, output: OutputBounds) {
+        let longest = |held: &Held| match &held.stage {
+            Stage::Running { run: Some(running), .. } => running.run.output.len() as u64,
+            _ => 0,
+        };
+        for (id, held) in &self.attempts {
+            let unsent = held.outgoing.unsent_bytes();
+            let most = output.attempt_bytes + longest(held);
+            let runs = matches!(held.stage, Stage::Running { .. });
+            assert!(!runs || unsent <= most, "{id} has printed {unsent} bytes ahead");
+        }
+        assert!(self.running.len() + self.ending.len() <= SLOTS_MAX, "a slot runs one attempt");
     }
 
     pub(super) fn has_running(&self) -> bool {
         !self.running.is_empty()
     }
 
+    pub(super) fn is_all_said(&self) -> bool {
+        self.reports.is_all_said()
+    }
+
     pub(super) fn has_reports(&self) -> bool {
-        !self.small.is_empty() || !self.ready.is_empty()
+        self.reports.has_some()
     }
 
     pub(super) fn has_attempts(&self) -> bool {
@@ -376,66 +511,12 @@ impl Session {
 
     /// What goes into the next message; nothing, if nothing of it is granted.
     pub(super) fn batch(&mut self, sending: Sending, rng: &mut fastrand::Rng) -> Vec<Report> {
-        let mut reports = Vec::new();
-        while reports.len() < sending.batch_entries {
-            let small = self.small.pop_front();
-            let Some(report) = small.or_else(|| self.next_output(sending.part_bytes)) else {
-                break;
-            };
-            let twice = matches!(report, Report::Done(_)) && rng.u32(0..10_000) < sending.twice;
-            reports.extend(twice.then(|| report.clone()));
-            reports.push(report);
-        }
-        reports
-    }
-
-    fn next_output(&mut self, part_bytes: u64) -> Option<Report> {
-        if let Some((urgent, _)) = self.grant.urgent
-            && let Some(held) = self.attempts.get(&urgent)
-            && self.ready.contains(&held.key(urgent))
-            && let Some(report) = self.send(urgent, part_bytes)
-        {
-            return Some(report);
-        }
-        let &(_, _, first) = self.ready.first()?;
-        self.send(first, part_bytes)
-    }
-
-    /// The next report of an attempt that has ended, as far as it is granted.
-    fn send(&mut self, id: AttemptId, part_bytes: u64) -> Option<Report> {
-        let held = self.attempts.get_mut(&id).expect("what is ready is held");
-        let Stage::Finished(finished) = &held.stage else { return None };
-        let mut granted = self.grant.total.saturating_sub(self.sent_bytes);
-        if let Some((urgent, bytes)) = self.grant.urgent
-            && urgent == id
-        {
-            granted = granted.max(bytes.saturating_sub(held.sent_bytes));
-        }
-        let left = finished.output.len() as u64 - held.sent_bytes;
-        let bytes = left.min(granted).min(part_bytes);
-        let at = |bound: u64| usize::try_from(bound).expect("an output fits the memory");
-        let data = finished.output.slice(at(held.sent_bytes)..at(held.sent_bytes + bytes));
-        let offset = held.sent_bytes;
-        if bytes == left {
-            let done = Done { output: data, ..finished.done.clone() };
-            held.done_sent = true;
-            let key = held.key(id);
-            self.ready.remove(&key);
-            held.sent_bytes += bytes;
-            self.sent_bytes += bytes;
-            return Some(Report::Done(Box::new(done)));
-        }
-        if bytes == 0 {
-            return None;
-        }
-        held.sent_bytes += bytes;
-        self.sent_bytes += bytes;
-        Some(Report::Output(Part { attempt: id, offset, data }))
+        self.reports.batch(&mut self.attempts, sending, rng)
     }
 }
 
 impl Held {
-    fn key(&self, id: AttemptId) -> (JobId, u64, AttemptId) {
+    pub(super) fn key(&self, id: AttemptId) -> SendKey {
         (self.job, self.range.first, id)
     }
 }

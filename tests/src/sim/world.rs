@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use widemap::session_for_tests::SendBounds;
 use widemap_common::backoff;
 use widemap_common::ids::{CoordinatorId, Epoch};
 use widemap_common::time::{Time, Timers};
@@ -14,7 +15,7 @@ use super::agenda::{Agenda, Due, HostId, LinkId};
 use super::coordinator::{Coordinator, News};
 use super::fleet::{Status, Task};
 use super::host::Host;
-use super::network::{Direction, Network, Parcel, StreamId};
+use super::network::{Direction, Last, Network, Parcel, StreamId};
 use super::options::Options;
 
 /// Events that one run may take, before it is not going to end.
@@ -42,7 +43,13 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(options: Options) -> Self {
         let timers = Timers::default();
-        let coordinator = Coordinator::new(options.seed, timers, options.output_window);
+        let bounds = SendBounds {
+            part_bytes: options.part_bytes,
+            batch_bytes: options.batch_bytes,
+            batch_entries: options.batch_entries,
+        };
+        let window = (2 * options.output_bounds.part_bytes_min, options.output_window);
+        let coordinator = Coordinator::new(options.seed, timers, window, bounds);
         Self {
             rng: Rng::with_seed(options.seed),
             timers,
@@ -77,10 +84,16 @@ impl World {
             Due::GreetingLate(link, stream) => {
                 if self.coordinator.fleet.links[link].task == Task::Opening(stream) {
                     self.coordinator_closes(stream);
-                    self.link_cut(link);
+                    self.link_cut(link, false);
                 }
             }
             Due::LinkSends(link) => self.link_sends(link),
+            Due::News(link) => self.news_arrives(link),
+            Due::Ping(link, stream) => self.ping(link, stream),
+            Due::ResultsWork(job) => {
+                self.coordinator.jobs[job].results.is_due = false;
+                self.results_work(job);
+            }
             Due::Wake => {
                 self.wake_at = None;
                 if self.coordinator.next_deadline().is_some_and(|deadline| deadline <= at) {
@@ -95,20 +108,23 @@ impl World {
     }
 
     fn settle(&mut self) {
-        self.coordinator.settle();
-        for link in std::mem::take(&mut self.coordinator.fleet.goodbyes) {
-            self.goodbye(link);
+        while std::mem::take(&mut self.coordinator.is_woken) {
+            self.coordinator.settle();
+            for job in 0..self.coordinator.jobs.len() {
+                self.let_results_work(job);
+            }
+        }
+        for link in std::mem::take(&mut self.coordinator.fleet.stopped) {
+            self.stop(link);
         }
         for link in std::mem::take(&mut self.coordinator.fleet.revived) {
-            let entry = &mut self.coordinator.fleet.links[link];
-            (entry.task, entry.failures) = (Task::Dialling, 0);
             self.agenda.put(self.now, Due::Dial(link));
         }
         for link in 0..self.coordinator.fleet.links.len() {
             let entry = &mut self.coordinator.fleet.links[link];
             let carries = matches!(entry.task, Task::Carrying(_));
-            if carries && entry.outbox.has_some() && !entry.outbox.is_due {
-                entry.outbox.is_due = true;
+            if carries && entry.is_stirred && !entry.is_due {
+                entry.is_due = true;
                 let at = self.now + Duration::from_micros(self.options.send_us);
                 self.agenda.put(at, Due::LinkSends(link));
             }
@@ -122,12 +138,36 @@ impl World {
         self.check();
     }
 
-    fn check(&mut self) {
-        for job in &mut self.coordinator.jobs {
-            job.oracle.check_output(job.merge.output(), job.merge.next_item());
+    /// The sink and the spill have threads of their own, which take their time.
+    fn let_results_work(&mut self, job: usize) {
+        let state = &mut self.coordinator.jobs[job];
+        if !state.is_open() || state.results.is_due {
+            return;
         }
+        if self.options.sink_us == 0 {
+            self.results_work(job);
+        } else {
+            state.results.is_due = true;
+            let at = self.now + Duration::from_micros(self.options.sink_us);
+            self.agenda.put(at, Due::ResultsWork(job));
+        }
+    }
+
+    fn results_work(&mut self, job: usize) {
+        let job = &mut self.coordinator.jobs[job];
+        let wakes = job.results.work();
+        job.oracle.check_output(job.results.output(), job.results.next_item());
+        self.coordinator.is_woken |= wakes;
+    }
+
+    fn check(&mut self) {
         if self.steps.is_multiple_of(self.options.check_every) {
             self.coordinator.scheduler.check_invariants();
+            self.coordinator.jobs.iter().for_each(super::job::Job::check_bounds);
+            let output = self.options.output_bounds;
+            for session in self.hosts.iter().filter_map(Host::session) {
+                session.check_bounds(output);
+            }
         }
     }
 
@@ -139,7 +179,7 @@ impl World {
             format!(
                 "{}: {done} of {items}, output at {}, full: {}; {said}",
                 job.id,
-                job.merge.next_item(),
+                job.results.next_item(),
                 job.is_full
             )
         };
@@ -169,7 +209,7 @@ impl World {
         let stream = self.network.open(link, host, process.incarnation, self.now);
         let entry = &mut self.coordinator.fleet.links[link];
         entry.task = Task::Opening(stream);
-        entry.outbox.begin_stream();
+        entry.outbox_stream = entry.outbox().begin_stream();
         let hello = Order::Hello(CoordinatorHello {
             version: VERSION,
             build: String::new(),
@@ -185,7 +225,7 @@ impl World {
 
     fn dial_failed(&mut self, link: LinkId, refused: bool) {
         if self.coordinator.fleet.links[link].task == Task::Dialling {
-            self.coordinator.hear(link, News::Unreachable { refused });
+            self.tell(link, News::Unreachable { refused });
             self.redial(link);
         }
     }
@@ -207,14 +247,45 @@ impl World {
     }
 
     /// The link's stream broke, on the coordinator's side.
-    fn link_cut(&mut self, link: LinkId) {
-        self.coordinator.hear(link, News::Cut);
+    fn link_cut(&mut self, link: LinkId, ended: bool) {
+        self.tell(link, News::Cut { ended });
         if self.coordinator.fleet.links[link].task != Task::Ended {
             self.redial(link);
         }
     }
 
-    fn goodbye(&mut self, link: LinkId) {
+    /// The driver's queue: what one link says comes in order, what several say does not.
+    fn tell(&mut self, link: LinkId, news: News) {
+        let late_us = if self.calm { 0 } else { self.options.news_us };
+        let queue = &mut self.coordinator.fleet.links[link].news;
+        let last = queue.back().map(|(at, _)| *at);
+        if late_us == 0 && last.is_none() {
+            return self.coordinator.hear(link, news);
+        }
+        let at = self.now + Duration::from_micros(self.rng.u64(0..=late_us));
+        let at = last.map_or(at, |last| last.max(at));
+        self.coordinator.fleet.links[link].news.push_back((at, news));
+        self.agenda.put(at, Due::News(link));
+    }
+
+    fn news_arrives(&mut self, link: LinkId) {
+        if let Some((_, news)) = self.coordinator.fleet.links[link].news.pop_front() {
+            self.coordinator.hear(link, news);
+        }
+    }
+
+    /// Asks for the round trip, soon after the start and then now and then.
+    fn ping(&mut self, link: LinkId, stream: StreamId) {
+        let entry = &mut self.coordinator.fleet.links[link];
+        if entry.task == Task::Carrying(stream) {
+            entry.outbox().order(Order::Ping(self.now.0));
+            let at = self.now + Duration::from_millis(self.options.ping_ms);
+            self.agenda.put(at, Due::Ping(link, stream));
+        }
+    }
+
+    /// The worker is served through another link.
+    fn stop(&mut self, link: LinkId) {
         let entry = &mut self.coordinator.fleet.links[link];
         if let Task::Opening(stream) | Task::Carrying(stream) = entry.task {
             entry.task = Task::Ended;
@@ -227,42 +298,49 @@ impl World {
     pub(super) fn coordinator_closes(&mut self, stream: StreamId) {
         if std::mem::replace(&mut self.network.streams[stream].coordinator_open, false) {
             let at = self.now + self.delay();
-            self.network.send_down(&mut self.agenda, stream, at, Parcel::End);
+            let end = Parcel::End(Last::Broken);
+            self.network.send_down(&mut self.agenda, stream, at, end);
         }
     }
 
     fn link_sends(&mut self, link: LinkId) {
         let entry = &mut self.coordinator.fleet.links[link];
-        entry.outbox.is_due = false;
+        (entry.is_due, entry.is_stirred) = (false, false);
         let Task::Carrying(stream) = entry.task else { return };
-        if !entry.outbox.has_some() {
+        // The link looks again after each message.
+        let batch = entry.outbox().take_batch();
+        if batch.is_empty() {
+            entry.is_stirred = false;
             return;
         }
-        let mut batch = entry.outbox.take_batch(self.options.batch_bytes, self.options.part_bytes);
-        if self.rng.u32(0..10_000) < self.options.twice_per_10k {
-            let assign = batch.iter().find(|order| matches!(order, Order::Assign(_))).cloned();
-            batch.extend(assign);
-        }
-        self.send(stream, Direction::Down, |network, agenda, at| {
-            network.send_down(agenda, stream, at, Parcel::Batch(batch));
-        });
+        self.send_down(stream, Parcel::Batch(batch));
     }
 
     // ---- Streams ----
 
-    /// Sends a message, unless that is the one at which the stream breaks.
-    pub(super) fn send(
-        &mut self,
-        stream: StreamId,
-        direction: Direction,
-        put: impl FnOnce(&mut Network, &mut Agenda, Time),
-    ) {
+    fn send_down(&mut self, stream: StreamId, parcel: Parcel<Order>) {
         let at = self.now + self.delay();
-        if !self.calm && self.rng.u32(0..10_000) < self.options.loss_per_10k {
-            self.coordinator.note(|| format!("stream {stream} is lost, {direction:?}"));
-            return self.network.reset(&mut self.agenda, stream, at);
+        match self.is_lost(stream) {
+            true => self.network.reset(&mut self.agenda, stream, at),
+            false => self.network.send_down(&mut self.agenda, stream, at, parcel),
         }
-        put(&mut self.network, &mut self.agenda, at);
+    }
+
+    pub(super) fn send_up(&mut self, stream: StreamId, parcel: Parcel<Report>) {
+        let at = self.now + self.delay();
+        match self.is_lost(stream) {
+            true => self.network.reset(&mut self.agenda, stream, at),
+            false => self.network.send_up(&mut self.agenda, stream, at, parcel),
+        }
+    }
+
+    /// Whether this is the message at which a stream breaks.
+    fn is_lost(&mut self, stream: StreamId) -> bool {
+        let lost = !self.calm && self.rng.u32(0..10_000) < self.options.loss_per_10k;
+        if lost {
+            self.coordinator.note(|| format!("stream {stream} is lost"));
+        }
+        lost
     }
 
     pub(super) fn delay(&mut self) -> Duration {
@@ -273,7 +351,12 @@ impl World {
     fn deliver(&mut self, id: StreamId, direction: Direction) {
         let stream = &self.network.streams[id];
         let (host, link, incarnation) = (stream.host, stream.link, stream.incarnation);
-        if let Some(until) = self.hosts[host].blocked_until(direction, self.now) {
+        let there = &self.hosts[host];
+        let frozen = match direction {
+            Direction::Down if there.lives(incarnation) => there.frozen_until(self.now),
+            _ => None,
+        };
+        if let Some(until) = there.blocked_until(direction, self.now).max(frozen) {
             return self.network.hold_up(&mut self.agenda, id, direction, until);
         }
         match direction {
@@ -285,7 +368,7 @@ impl World {
                 }
                 match parcel {
                     Parcel::Batch(orders) => self.worker_hears(host, id, orders),
-                    Parcel::End | Parcel::Violation(_) => self.worker_loses(host, id),
+                    _ => self.worker_loses(host, id),
                 }
             }
             Direction::Up => {
@@ -295,14 +378,21 @@ impl World {
                 }
                 match parcel {
                     Parcel::Batch(reports) => self.link_hears(link, id, reports),
-                    Parcel::End => {
+                    Parcel::End(last) => {
                         self.network.streams[id].coordinator_open = false;
-                        self.link_cut(link);
+                        // Before the greeting any end is an error.
+                        let carries = self.coordinator.fleet.links[link].task == Task::Carrying(id);
+                        self.link_cut(link, carries && last == Last::InGoodOrder);
+                    }
+                    Parcel::Corrupt(attempt) => {
+                        self.coordinator_closes(id);
+                        self.tell(link, News::Corrupt(attempt));
+                        self.link_cut(link, false);
                     }
                     Parcel::Violation(what) => {
                         self.network.streams[id].coordinator_open = false;
                         self.coordinator.note(|| format!("link {link}: {what}"));
-                        self.coordinator.hear(link, News::Refused);
+                        self.tell(link, News::Refused);
                         self.coordinator.fleet.links[link].task = Task::Ended;
                     }
                 }
@@ -328,47 +418,77 @@ impl World {
             let held = held.expect("a worker says what it holds with its hello");
             let entry = &mut self.coordinator.fleet.links[link];
             (entry.task, entry.failures) = (Task::Carrying(stream), 0);
-            let since = self.now - self.network.streams[stream].begun;
-            let round_trip_us = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
-            self.coordinator.hear(link, News::Attached { hello, held, round_trip_us });
-        } else if reports.iter().any(|report| matches!(report, Report::Heartbeat(_))) {
-            let micros = 2 * self.options.delay_us + self.options.jitter_us;
-            self.coordinator.hear(link, News::RoundTrip(micros));
+            let begun = self.network.streams[stream].begun;
+            let round_trip_us = u64::try_from((self.now - begun).as_micros()).unwrap_or(u64::MAX);
+            let outbox_stream = entry.outbox_stream;
+            let news = News::Attached { stream: outbox_stream, hello, held, round_trip_us };
+            self.tell(link, news);
+            if self.options.ping_ms > 0 {
+                self.agenda.put(self.now, Due::Ping(link, stream));
+            }
+        }
+        self.deliver_to_driver(link, reports);
+    }
+
+    /// Keeps what is the link's own of a batch; the driver gets the rest.
+    fn deliver_to_driver(&mut self, link: LinkId, mut reports: Vec<Report>) {
+        let mut stamp_us = None;
+        let entry = &mut self.coordinator.fleet.links[link];
+        reports.retain(|report| match report {
+            Report::InputGrant(total) => {
+                entry.outbox().input_granted(*total);
+                false
+            }
+            Report::Pong(stamp) => {
+                stamp_us = Some(*stamp);
+                false
+            }
+            _ => true,
+        });
+        if let Some(stamp_us) = stamp_us {
+            self.tell(link, News::RoundTrip(self.now.0.saturating_sub(stamp_us)));
         }
         if !reports.is_empty() {
-            self.coordinator.hear(link, News::Reports(reports));
+            self.tell(link, News::Reports(reports));
         }
     }
 
     /// A side that has heard nothing since a partition began gives the stream up.
     fn keepalive(&mut self, id: StreamId, receiver: Direction, since: Time) {
         let (host, link) = (self.network.streams[id].host, self.network.streams[id].link);
-        if self.hosts[host].partitioned_since() != Some(since) {
+        if !self.hosts[host].is_silent_since(since) {
             return;
         }
         match receiver {
             Direction::Up if self.network.streams[id].coordinator_open => {
                 self.coordinator_closes(id);
-                self.link_cut(link);
+                self.link_cut(link, false);
             }
             Direction::Down if self.network.streams[id].worker_open => {
-                self.worker_closes(id, Parcel::End);
+                self.worker_closes(id, Parcel::End(Last::Broken));
                 self.worker_loses(host, id);
             }
             _ => {}
         }
     }
 
+    /// A job is there, and its input begins to arrive.
+    pub(super) fn open_job(&mut self, index: usize) {
+        self.coordinator.open_job(index);
+        let at = self.now + Duration::from_micros(self.coordinator.jobs[index].input_us);
+        self.agenda.put(at, Due::InputArrives(index));
+    }
+
     fn input_arrives(&mut self, index: usize) {
-        let items = self.options.input_items.max(1);
         let job = &mut self.coordinator.jobs[index];
-        let more = job.arrive(items);
-        let (id, level) = (job.id, job.level());
+        let more = job.arrive();
+        let (id, level, input_us) = (job.id, job.level(), job.input_us);
         self.coordinator
             .events
             .push_back(widemap_sched::event::Event::InputLevel { job: id, level });
+        self.coordinator.is_woken = true;
         if more {
-            let at = self.now + Duration::from_micros(self.options.input_us);
+            let at = self.now + Duration::from_micros(input_us);
             self.agenda.put(at, Due::InputArrives(index));
         }
     }
