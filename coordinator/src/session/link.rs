@@ -192,16 +192,21 @@ impl Runner {
                 greeting.hello.version
             ));
         }
-        *failures = 0;
         let round_trip = begun.elapsed();
         let (hello, held) = (greeting.hello, greeting.held);
         self.tell(LinkNews::Attached { stream, hello, held, round_trip }).await;
         self.deliver(greeting.rest, begun).await;
-        tokio::select! {
+        let end = tokio::select! {
             end = self.read(&mut reports, begun) => end,
             end = self.write(orders) => end,
             () = self.ping(begun) => StreamEnd::Goodbye,
+        };
+        // A stream that did not last is no success: two addresses of one worker would take it from
+        // each other for as long as the driver has no time to see it.
+        if begun.elapsed() >= Duration::from_millis(self.timers.redial_max_ms) {
+            *failures = 0;
         }
+        end
     }
 
     /// Sends batches as the stream takes them. After goodbye it sends what is left, says so, and gives
