@@ -203,7 +203,7 @@ impl Coordinator {
                     let member = self.fleet.member_mut(worker);
                     (member.slots, member.queue) = (slots, queue);
                 }
-                Event::Storage { job, full } => self.job(job).told_full = full,
+                Event::Storage { job, full } => self.storage_told(job, full),
                 _ => {}
             }
             let mut actions = std::mem::take(&mut self.actions);
@@ -213,6 +213,19 @@ impl Coordinator {
                 self.act(action);
             }
             self.actions = actions;
+        }
+    }
+
+    fn storage_told(&mut self, id: JobId, full: bool) {
+        let of_job = self.attempts.values().filter(|attempt| attempt.job == id);
+        let items = of_job.map(|attempt| u64::from(attempt.range.items)).sum();
+        let windows = self.fleet.members.len() as u64 * self.output_window.1;
+        let job = self.job(id);
+        job.told_full = full;
+        if full {
+            job.allow(windows, items);
+        } else {
+            job.forget_allowance();
         }
     }
 

@@ -24,6 +24,10 @@ pub(super) struct Job {
     pub(super) oracle: Oracle,
     pub(super) results: Results,
     pub(super) reorder_bytes_max: u64,
+    spill_bytes_max: u64,
+    spill_batch_bytes: u64,
+    /// What may be kept of results until storage is told to be full, or not, again.
+    memory_bytes_most: u64,
     input: Bytes,
     /// Where each item begins in the input, and where the last one ends.
     starts: Vec<usize>,
@@ -93,6 +97,9 @@ impl Job {
             oracle,
             results: Results::new(merge),
             reorder_bytes_max: bounds.reorder_bytes,
+            spill_bytes_max: bounds.spill_bytes,
+            spill_batch_bytes: bounds.merge.spill_batch_bytes,
+            memory_bytes_most: u64::MAX,
             input,
             starts,
             cut_items: 0,
@@ -304,6 +311,25 @@ impl Job {
         let chunk_bytes = longest.saturating_mul(items) as u64;
         let held = self.held.bytes();
         assert!(held <= self.inflight_bytes_max + chunk_bytes, "{} holds {held} bytes", self.id);
+        let level = self.results.level();
+        let memory = level.memory_bytes;
+        assert!(memory <= self.memory_bytes_most, "{} keeps {memory} bytes", self.id);
+        let spilled_most = self.spill_bytes_max + self.spill_batch_bytes + self.oracle.longest();
+        assert!(level.spilled_bytes <= spilled_most, "{} has spilled {level:?}", self.id);
+    }
+
+    /// Storage has room again: it will be said when it has not.
+    pub(super) fn forget_allowance(&mut self) {
+        self.memory_bytes_most = u64::MAX;
+    }
+
+    /// What may be kept of results: what was on its way when they were full comes in still, and each
+    /// item costs something beside its bytes.
+    pub(super) fn allow(&mut self, bytes_on_the_way: u64, items_on_the_way: u64) {
+        const ITEM_BYTES: u64 = 512;
+        let on_the_way = bytes_on_the_way + items_on_the_way * ITEM_BYTES;
+        let most = self.results.level().memory_bytes.max(self.reorder_bytes_max) + on_the_way;
+        self.memory_bytes_most = most + self.oracle.longest();
     }
 
     /// Asserts that nothing is left once the job has ended.

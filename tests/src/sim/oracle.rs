@@ -294,6 +294,11 @@ impl Oracle {
         self.checked_bytes = output.len();
     }
 
+    /// About the longest result that there can be of one attempt, all items of the list together.
+    pub(super) fn longest(&self) -> u64 {
+        self.items.len() as u64 * (self.digits as u64).max(20)
+    }
+
     /// Whether all that is with the sink has gone out.
     pub(super) fn is_all_out(&self) -> bool {
         self.checked_bytes == self.expected.len()

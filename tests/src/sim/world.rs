@@ -233,6 +233,13 @@ impl World {
     /// The first attempt after a cut is made at once.
     fn redial(&mut self, link: LinkId) {
         let entry = &mut self.coordinator.fleet.links[link];
+        // A stream that did not last is no success.
+        if let Task::Carrying(stream) = entry.task
+            && self.now - self.network.streams[stream].begun
+                >= Duration::from_millis(self.timers.redial_max_ms)
+        {
+            entry.failures = 0;
+        }
         entry.task = Task::Dialling;
         let pause = match entry.failures.checked_sub(1) {
             None => Duration::ZERO,
@@ -417,7 +424,7 @@ impl World {
             let hello = hello.expect("a worker says hello first");
             let held = held.expect("a worker says what it holds with its hello");
             let entry = &mut self.coordinator.fleet.links[link];
-            (entry.task, entry.failures) = (Task::Carrying(stream), 0);
+            entry.task = Task::Carrying(stream);
             let begun = self.network.streams[stream].begun;
             let round_trip_us = u64::try_from((self.now - begun).as_micros()).unwrap_or(u64::MAX);
             let outbox_stream = entry.outbox_stream;
