@@ -48,6 +48,8 @@ impl Scheduler {
                 // Its twin must not take another worker along.
                 self.cancel_attempt(now, other, actions);
             } else if other.is_some() {
+                // Its twin may do the same: then that is not the first death nearby.
+                self.chunks[chunk].history_mut().deaths_near += 1;
                 continue;
             }
             self.chunks[chunk].runs += u32::from(started);

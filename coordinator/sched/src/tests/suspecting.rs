@@ -195,3 +195,26 @@ fn what_was_cancelled_before_a_cut_is_asked_for_again_after_it() {
     script.tell(Event::Cancelled { worker, attempt: AttemptId(9) });
     script.expect(&["a4 c0+1 to w1"]);
 }
+
+#[test]
+fn a_death_beside_a_suspect_counts_though_the_twin_goes_on() {
+    // Item 0 is out twice, beside nothing but suspects of another job: two deaths nearby are enough.
+    let speculate = JobPolicy { speculate: true, crash_limit: 0, ..chunks_of(1) };
+    let mut script = Script::new().workers(1, 1).job(chunks_of(1), 3);
+    script.add_worker(1);
+    script.add_worker(1);
+    script.said();
+    (0..3).for_each(|worker| script.dies(worker));
+    script.expect(&[]);
+    let job = script.open(speculate, 2);
+    script.add_worker(2);
+    script.add_worker(2);
+    script.expect(&["a3 c0+1 to w3", "a4 c0+1 to w3", "a5 c1+1 to w4", "a6 c1+1 to w4"]);
+    script.done(6);
+    script.passes(1_000);
+    script.expect(&["accept c1+1 a6 run 1", "a7 c0+1 to w4"]);
+    script.dies(3);
+    script.dies(4);
+    let failed = script.said().into_iter().find(|line| line.starts_with("fail"));
+    assert_eq!(failed.as_deref(), Some("fail c0+1 crash run 1"), "{job} has convicted it");
+}
