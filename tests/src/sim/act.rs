@@ -129,7 +129,7 @@ impl Coordinator {
         let open = self.jobs.iter().filter(|job| job.is_open());
         let reorder_bytes = open.map(|job| job.reorder_bytes_max).min().unwrap_or(u64::MAX);
         let (least, most) = self.output_window;
-        let window = (reorder_bytes / 2 / attached.len().max(1) as u64).clamp(least, most);
+        let window = (reorder_bytes / 2 / attached.len().max(1) as u64).clamp(2 * least, most);
         for worker in attached {
             let head = heads.iter().find(|(of, ..)| *of == worker);
             let urgent = head.map(|&(_, id, staged_bytes)| (id, staged_bytes + window));

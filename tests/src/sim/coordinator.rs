@@ -47,7 +47,7 @@ pub(super) struct Coordinator {
     pub(super) jobs: Vec<Job>,
     /// Workers that have said whether they can run a job.
     answered: BTreeSet<(WorkerId, JobId)>,
-    /// The least and the most that one worker may have on the way.
+    /// The least part that workers send, and the most that one may have on the way.
     pub(super) output_window: (u64, u64),
     /// Whether the driver has something to settle.
     pub(super) is_woken: bool,

@@ -12,11 +12,14 @@
 mod act;
 mod agenda;
 mod coordinator;
+mod draft;
 mod faults;
 mod fleet;
+mod held;
 mod host;
 mod input;
 mod job;
+mod links;
 mod network;
 mod options;
 mod oracle;
@@ -29,9 +32,8 @@ mod story;
 mod worker;
 mod world;
 
+pub use draft::{Draft, Map};
 pub use options::Options;
 pub use oracle::Nature;
 pub use seeds::{Ran, run_seed};
-pub use story::{
-    Chunk, Condition, Draft, Map, Sim, chunk, gone, holds, lost, settled, storage_full,
-};
+pub use story::{Chunk, Condition, Sim, chunk, gone, holds, lost, settled, storage_full};

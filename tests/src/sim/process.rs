@@ -10,10 +10,11 @@ use widemap_proto::VERSION;
 use widemap_proto::session::{Order, Report, WorkerHello};
 
 use super::agenda::{Due, HostId};
+use super::held::Running;
 use super::host::Host;
 use super::network::{Last, Parcel, StreamId};
 use super::reports::Sending;
-use super::worker::{Running, Session};
+use super::worker::Session;
 use super::world::World;
 
 impl World {

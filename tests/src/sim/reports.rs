@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use widemap_common::ids::{AttemptId, JobId};
 use widemap_proto::session::{OutputGrant, Report};
 
+use super::held::Held;
 use super::outgoing::OutputBounds;
-use super::worker::Held;
 
 /// The order in which outputs are sent: the job's earlier items first.
 pub(super) type SendKey = (JobId, u64, AttemptId);

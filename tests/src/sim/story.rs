@@ -5,17 +5,16 @@ use std::time::Duration;
 use widemap::data::MergeBounds;
 use widemap_common::failure::FailureKind;
 use widemap_common::ids::{ItemRange, JobId};
-use widemap_common::limits::CHUNK_TARGET_MS;
 use widemap_common::spec::Runtime;
 use widemap_common::time::Time;
 use widemap_sched::Counts;
-use widemap_sched::event::JobPolicy;
 
 use super::agenda::{Due, HostId};
+use super::draft::{Draft, Map};
 use super::faults::Fault;
-use super::job::{Bounds, Job};
+use super::job::Job;
 use super::options::{JobOptions, Options};
-use super::oracle::{Calm, Fate, Item, Nature, Oracle};
+use super::oracle::{Calm, Fate, Item, Nature};
 use super::world::World;
 
 /// A simulated cluster and its jobs.
@@ -29,23 +28,6 @@ pub struct Sim {
 
 /// What a story shows of itself when it fails.
 const STORY_LINES: usize = 60;
-
-/// A job, to be asked about later.
-#[derive(Clone, Copy, Debug)]
-pub struct Map {
-    id: JobId,
-    chunk_items: u32,
-}
-
-/// A job that is being described.
-#[must_use = "a map begins with its chunk_size, blocks_of or adaptive"]
-pub struct Draft<'a> {
-    sim: &'a mut Sim,
-    function: fn(u64) -> u64,
-    items: Vec<Item>,
-    options: JobOptions,
-    runtime: Runtime,
-}
 
 /// The chunk at this place, of a job whose chunks have one size.
 #[derive(Clone, Copy, Debug)]
@@ -135,13 +117,61 @@ impl Sim {
         self
     }
 
+    /// The worker is found under another address too.
+    #[must_use]
+    pub fn also_found_elsewhere(mut self, worker: &str) -> Self {
+        let host = self.host(worker);
+        let link = self.world.coordinator.fleet.add_link(host);
+        self.world.agenda.put(self.world.now, Due::Dial(link));
+        self
+    }
+
+    /// The driver is so busy that it hears so late of what links say.
+    #[must_use]
+    pub fn busy_driver(mut self, late: Duration) -> Self {
+        self.world.options.news_us = u64::try_from(late.as_micros()).expect("a short time");
+        self
+    }
+
+    /// Attempts hand over their output in so many pieces at the most, and workers keep so much of it.
+    #[must_use]
+    pub fn printing_in_pieces(mut self, pieces: u64, kept_bytes: u64) -> Self {
+        self.world.options.pieces_max = pieces;
+        self.world.options.output_bounds.attempt_bytes = kept_bytes;
+        self
+    }
+
+    /// A part of output is not cut smaller than this to fit what is granted.
+    #[must_use]
+    pub fn least_part(mut self, bytes: u64) -> Self {
+        self.world.options.output_bounds.part_bytes_min = bytes;
+        self.world.coordinator.output_window.0 = bytes;
+        self
+    }
+
+    /// Workers take so much input ahead of their slots.
+    #[must_use]
+    pub fn input_window(mut self, bytes: u64) -> Self {
+        self.world.options.input_bounds.window_bytes = bytes;
+        self.world.options.input_bounds.step_bytes = bytes;
+        self
+    }
+
+    /// What does not fit the memory of the first bound goes to a disk of this size, which may take
+    /// nothing.
+    #[must_use]
+    pub fn spill(mut self, bytes: u64, is_disk_full: bool) -> Self {
+        (self.job.spill_bytes, self.job.is_disk_full) = (bytes, is_disk_full);
+        self
+    }
+
     /// Bounds what may wait for an earlier result.
     #[must_use]
     pub fn reorder_bytes(mut self, bytes: u64) -> Self {
         self.job.reorder_bytes = bytes;
         self.world.options.merge = MergeBounds { sink_buffer_bytes: 1, ..MergeBounds::default() };
         self.world.options.merge.sink_queue_bytes = 100;
-        self.world.coordinator.output_window = (32, 64);
+        self.world.coordinator.output_window.1 = 64;
         self
     }
 
@@ -384,6 +414,12 @@ impl Sim {
         self.job(map).oracle.kills(number - 1)
     }
 
+    /// How many bytes of results wait on disk.
+    #[must_use]
+    pub fn spilled_bytes(&self, map: Map) -> u64 {
+        self.job(map).results.level().spilled_bytes
+    }
+
     /// How many results were refused.
     #[must_use]
     pub fn rejected(&self, map: Map) -> u32 {
@@ -407,107 +443,6 @@ impl Sim {
 
     pub(super) fn world(&mut self) -> &mut World {
         &mut self.world
-    }
-}
-
-impl<'a> Draft<'a> {
-    /// The item (its number from 1) is of this nature.
-    pub fn item(mut self, number: usize, nature: Nature) -> Self {
-        self.items[number - 1].nature = nature;
-        self
-    }
-
-    /// How long each item takes.
-    pub fn taking(mut self, time: Duration) -> Self {
-        let cost_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.items.iter_mut().for_each(|item| item.cost_us = cost_us);
-        self
-    }
-
-    /// Attempts that take far longer than usual get a second one.
-    pub fn speculating(mut self) -> Self {
-        self.options.speculate = true;
-        self
-    }
-
-    /// More runs of a failed item.
-    pub fn retries(mut self, retries: u32) -> Self {
-        self.options.retries = retries;
-        self
-    }
-
-    /// Results have so many digits.
-    pub fn digits(mut self, digits: usize) -> Self {
-        self.options.digits = digits;
-        self
-    }
-
-    /// Higher ones first.
-    pub fn priority(mut self, priority: i32) -> Self {
-        self.options.priority = priority;
-        self
-    }
-
-    pub(super) fn runtime(mut self, runtime: Runtime) -> Self {
-        self.runtime = runtime;
-        self
-    }
-
-    /// Begins the map, with chunks of this size.
-    pub fn chunk_size(mut self, items: u32) -> Map {
-        self.options.chunk_items = Some(items);
-        self.options.block_items = None;
-        self.begin()
-    }
-
-    /// Begins the map, with blocks of so many items that are never split.
-    pub fn blocks_of(mut self, items: u32) -> Map {
-        self.options.block_items = Some(items);
-        self.begin()
-    }
-
-    /// Begins the map, with chunks as the scheduler likes them.
-    pub fn adaptive(mut self) -> Map {
-        (self.options.chunk_items, self.options.block_items) = (None, None);
-        self.begin()
-    }
-
-    fn begin(self) -> Map {
-        let (sim, map) = self.add();
-        sim.world.open_job(map.id.0 as usize);
-        map
-    }
-
-    /// Adds the map, to be opened later.
-    pub(super) fn add(self) -> (&'a mut Sim, Map) {
-        let Self { sim, function, items, options, runtime } = self;
-        let world = &mut sim.world;
-        let id = JobId(u32::try_from(world.coordinator.jobs.len()).expect("few jobs"));
-        let policy = JobPolicy {
-            runtime: if options.block_items.is_some() { Runtime::Pipe } else { runtime },
-            require: std::collections::BTreeMap::new(),
-            retries: options.retries,
-            crash_limit: options.crash_limit,
-            chunk_items: options.chunk_items.filter(|_| options.block_items.is_none()),
-            chunk_target: Duration::from_millis(CHUNK_TARGET_MS),
-            weight: options.weight,
-            priority: options.priority,
-            speculate: options.speculate,
-        };
-        let bounds = Bounds {
-            reorder_bytes: options.reorder_bytes,
-            spill_bytes: options.spill_bytes,
-            is_disk_full: options.is_disk_full,
-            merge: world.options.merge,
-            inflight_bytes: options.inflight_bytes,
-            arrived_items: options.input_items,
-            input_us: options.input_us,
-            length_known: options.length_known,
-        };
-        let chunk_items = policy.chunk_items.or(options.block_items).unwrap_or(1);
-        let oracle = Oracle::new(function, items, options.block_items, options.digits);
-        world.coordinator.jobs.push(Job::new(id, policy, oracle, bounds));
-        (sim, Map { id, chunk_items })
     }
 }
 

@@ -15,11 +15,12 @@ use widemap_proto::session::{
     RefusalCause, Report,
 };
 
+use super::held::{Held, Running, Stage};
 use super::input::{InputAccount, InputBounds, InputHeld};
 use super::network::StreamId;
 use super::oracle::Run;
 use super::outgoing::{Outgoing, OutputBounds};
-use super::reports::{Reports, SendKey, Sending};
+use super::reports::{Reports, Sending};
 
 /// Slots that a host has at the most.
 const SLOTS_MAX: usize = 16;
@@ -56,39 +57,6 @@ pub(super) struct Session {
     paused: bool,
     draining: bool,
     refuses: bool,
-}
-
-/// An attempt that is held.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) job: JobId,
-    pub(super) range: ItemRange,
-    input_bytes: u64,
-    received_bytes: u64,
-    stage: Stage,
-    pub(super) outgoing: Outgoing,
-}
-
-#[derive(Debug)]
-enum Stage {
-    Waiting,
-    /// In a slot; what is not there yet of its input is waited for.
-    Running {
-        since: Time,
-        run: Option<Running>,
-    },
-    Finished,
-}
-
-/// An attempt at work, from when all of its input is there.
-#[derive(Debug)]
-pub(super) struct Running {
-    pub(super) run: Run,
-    /// The pieces in which its output comes, and how many of them have come.
-    pub(super) pieces: u64,
-    pub(super) made: u64,
-    /// It waits until more of what it has printed is sent.
-    pub(super) is_stalled: bool,
 }
 
 impl Process {
@@ -512,11 +480,5 @@ impl Session {
     /// What goes into the next message; nothing, if nothing of it is granted.
     pub(super) fn batch(&mut self, sending: Sending, rng: &mut fastrand::Rng) -> Vec<Report> {
         self.reports.batch(&mut self.attempts, sending, rng)
-    }
-}
-
-impl Held {
-    pub(super) fn key(&self, id: AttemptId) -> SendKey {
-        (self.job, self.range.first, id)
     }
 }

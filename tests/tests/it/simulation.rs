@@ -6,7 +6,7 @@ use widemap_common::failure::FailureKind;
 use widemap_tests::sim::{Nature, Sim, chunk, gone, holds, lost, run_seed, settled, storage_full};
 
 /// Seeds of the ordinary run; `WIDEMAP_SIM_SEEDS` asks for more.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 10_000;
 
 fn square(number: u64) -> u64 {
     number * number
@@ -226,4 +226,135 @@ fn a_straggler_gets_a_second_attempt_that_wins() {
     assert_eq!(sim.output(job), squares(1..=10));
     assert_eq!(sim.counts(job).speculative_wins, 1);
     assert!(sim.now().since(widemap_common::time::Time::ZERO) < Duration::from_secs(170));
+}
+
+#[test]
+fn a_result_that_does_not_fit_what_is_left_of_a_grant_goes_out() {
+    // Two results in one window, such that the second fits neither what is left of the grant nor what
+    // a part may be cut to.
+    let value = |number| if number == 1 { 10_u64.pow(7) } else { 10_u64.pow(19) };
+    let mut sim = Sim::seeded(7).workers(["ann"]).least_part(16).reorder_bytes(40);
+    let job = sim.map(value, 1..=8).chunk_size(1);
+    sim.run_to_end();
+    assert_eq!(sim.output(job), (1..=8).map(value).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_the_sink_takes_makes_room_though_nobody_wakes_the_driver() {
+    // When the head ends, all that waited for it goes to the sink at once, and nothing else runs.
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).reorder_bytes(300);
+    sim.slow("ann", 20);
+    let job = sim.map(square, 1..=40).chunk_size(1);
+    sim.until(storage_full());
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=40));
+}
+
+#[test]
+fn two_addresses_of_one_worker_settle_however_busy_the_driver_is() {
+    let mut sim = Sim::seeded(7).workers(["ann"]).busy_driver(Duration::from_millis(5));
+    sim = sim.also_found_elsewhere("ann");
+    let job = sim.map(square, 1..=10).chunk_size(1);
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=10));
+    assert!(sim.now().since(widemap_common::time::Time::ZERO) < Duration::from_secs(140));
+}
+
+#[test]
+fn a_suspect_is_not_charged_for_a_cancelled_twin_that_kills_its_worker() {
+    // Item 1 is poison and has a twin when it kills its worker. The twin is cancelled, but may kill
+    // the other worker before that arrives: nobody else must be charged on his last try.
+    for seed in 0..60 {
+        let mut sim = Sim::seeded(seed).workers(["ann", "bob", "cid"]).restarting();
+        sim.slow("ann", 30);
+        let draft = sim.map(square, 1..=12).item(1, Nature::Poison).item(2, Nature::Poison);
+        let job = draft.crash_limit(1).speculating().chunk_size(1);
+        sim.run_to_end();
+        assert_eq!(sim.output(job), squares(3..=12), "seed {seed}");
+    }
+}
+
+#[test]
+fn jobs_share_the_workers_by_priority_and_each_has_its_own_output() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(2);
+    let low = sim.map(square, 1..=40).chunk_size(1);
+    let high = sim.map(|number| number + 1, 1..=20).priority(1).chunk_size(1);
+    sim.until(move |sim: &Sim| sim.output(high).len() == 20);
+    assert!(sim.output(low).len() <= 8, "the other job was first: {:?}", sim.output(low));
+    sim.run_to_end();
+    assert_eq!(sim.output(low), squares(1..=40));
+    assert_eq!(sim.output(high), (2..=21).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_job_that_is_given_up_leaves_a_prefix_and_nothing_behind() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(2);
+    let job = sim.map(square, 1..=40).chunk_size(2);
+    sim.until(settled(8));
+    sim.give_up();
+    sim.run_to_end();
+    let output = sim.output(job);
+    assert!(output.len() >= 4 && output.len() < 40);
+    assert_eq!(output, squares(1..=output.len() as u64));
+}
+
+#[test]
+fn a_frozen_worker_goes_on_where_it_was_if_it_is_back_in_time() {
+    for (frozen_s, runs) in [(12, 1), (60, 2)] {
+        let mut sim = Sim::seeded(7).workers(["ann", "bob"]);
+        let job = sim.map(square, 1..=4).taking(Duration::from_secs(3)).chunk_size(1);
+        sim.until(holds("ann", chunk(0)));
+        sim.freeze("ann", Duration::from_secs(frozen_s));
+        sim.run_to_end();
+        assert_eq!(sim.output(job), squares(1..=4));
+        assert_eq!(sim.runs(job, chunk(0)), runs, "frozen for {frozen_s} s");
+    }
+}
+
+#[test]
+fn a_payload_that_arrives_changed_is_refused_and_the_stream_begins_anew() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]);
+    sim.corrupts("ann", true);
+    let job = sim.map(square, 1..=12).retries(3).chunk_size(1);
+    sim.until(settled(4));
+    sim.corrupts("ann", false);
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=12));
+    assert!(sim.rejected(job) >= 1);
+}
+
+#[test]
+fn a_cut_costs_an_attempt_whose_output_was_not_kept() {
+    for (kept_bytes, runs) in [(1 << 20, 1), (64, 2)] {
+        let mut sim = Sim::seeded(7).workers(["ann"]).printing_in_pieces(5, kept_bytes);
+        let draft = sim.map(square, 1..=20).digits(30).taking(Duration::from_secs(1));
+        let job = draft.chunk_size(20);
+        sim.pass(Duration::from_secs(18));
+        sim.reset("ann");
+        sim.run_to_end();
+        assert_eq!(sim.output(job), squares(1..=20));
+        assert_eq!(sim.runs(job, chunk(0)), runs, "{kept_bytes} bytes are kept");
+    }
+}
+
+#[test]
+fn an_input_longer_than_the_window_comes_as_its_slot_takes_it() {
+    let mut sim = Sim::seeded(7).workers(["ann", "bob"]).slots(2).input_window(8);
+    let job = sim.map(square, 1..=200).taking(Duration::from_millis(1)).chunk_size(25);
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=200));
+}
+
+#[test]
+fn what_waits_for_the_head_goes_to_disk_and_a_full_disk_loses_nothing() {
+    for is_disk_full in [false, true] {
+        let mut sim =
+            Sim::seeded(7).workers(["ann", "bob"]).reorder_bytes(1_000).spill(5_000, is_disk_full);
+        sim.slow("ann", 60);
+        let job = sim.map(square, 1..=50).digits(50).chunk_size(1);
+        sim.until(settled(12));
+        assert!(sim.spilled_bytes(job) > 0 || is_disk_full);
+        sim.run_to_end();
+        assert_eq!(sim.output(job), squares(1..=50));
+    }
 }
