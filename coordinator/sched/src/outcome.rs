@@ -40,11 +40,16 @@ impl Scheduler {
         faults.retain(|fault| fault.index < items);
         faults.sort_by_key(|fault| fault.index);
         faults.dedup_by_key(|fault| fault.index);
-        self.jobs[job].sizing.measured(items, busy_us);
-        let speculative = self.is_twin(chunk, id);
-        let (ended, other) = self.end(now, id);
         let own = |kind| !matches!(kind, FailureKind::Cancelled | FailureKind::Lost);
         let failed = faults.len() == items as usize && faults.iter().all(|fault| own(fault.kind));
+        let sizing = &mut self.jobs[job].sizing;
+        if failed {
+            sizing.failed(busy_us)
+        } else {
+            sizing.measured(items, busy_us)
+        }
+        let speculative = self.is_twin(chunk, id);
+        let (ended, other) = self.end(now, id);
         if faults.is_empty() {
             self.jobs[job].counts.speculative_wins += u64::from(speculative);
             self.accept(ended, ended.range, actions);

@@ -76,6 +76,12 @@ impl Sizing {
         Self { rule, target_us, attempt_us: Average::default(), item_us: Average::default() }
     }
 
+    /// An attempt at so many items took so long, and all of them failed.
+    pub(crate) fn failed(&mut self, busy_us: u64) {
+        // What fails fast is no reason to send more of it at a time.
+        self.attempt_us.add((busy_us as f64).max(0.5));
+    }
+
     /// An attempt at so many items took so long.
     pub(crate) fn measured(&mut self, items: u32, busy_us: u64) {
         // A clock of microseconds calls many attempts zero.
@@ -166,6 +172,16 @@ mod tests {
     fn long_items_go_alone() {
         assert_eq!(sizes(10_000.0, 4), [1; 4]);
         assert_eq!(sizes(1e6, 4), [1; 4]);
+    }
+
+    #[test]
+    fn what_fails_fast_is_not_sent_in_larger_chunks() {
+        let mut sizing = Sizing::new(&policy());
+        (0..100).for_each(|_| sizing.failed(100));
+        assert_eq!(sizing.items(None, 2), 1);
+        sizing.measured(1, 30_000);
+        (0..100).for_each(|_| sizing.failed(100));
+        assert_eq!(sizing.items(None, 2), 1);
     }
 
     #[test]

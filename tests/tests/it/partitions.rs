@@ -176,7 +176,6 @@ fn a_cut_of_three_seconds_runs_nothing_again() {
 
 /// Scenario 12: a cut of three seconds that the workers notice too, by their own keepalive.
 #[test]
-#[ignore = "tonic tells a worker of some time-outs as if its coordinator had said goodbye"]
 fn a_cut_that_workers_notice_too_runs_nothing_again() {
     let timers = ["--timers", "keepalive_ms=500,keepalive_timeout_ms=500"];
     a_short_cut_runs_nothing_again("a_cut_that_workers_notice_too_runs_nothing_again", &timers);
