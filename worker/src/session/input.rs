@@ -19,11 +19,13 @@ pub(super) struct InputAccount {
     stream_bytes: u64,
     /// The total that the present stream was granted.
     granted_bytes: u64,
+    /// Nothing starts but what the coordinator waits for, which may not have come yet.
+    is_paused: bool,
 }
 
 impl InputAccount {
     pub(super) fn new(meter: Arc<InputMeter>) -> Self {
-        Self { meter, received_bytes: 0, stream_bytes: 0, granted_bytes: 0 }
+        Self { meter, received_bytes: 0, stream_bytes: 0, granted_bytes: 0, is_paused: false }
     }
 
     /// Begins a stream, and returns its first grant.
@@ -43,12 +45,17 @@ impl InputAccount {
         self.meter.take(bytes);
     }
 
+    /// Whether nothing starts but what the coordinator waits for.
+    pub(super) fn set_paused(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
+    }
+
     /// A grant that is worth a report.
     pub(super) fn next_grant(&mut self) -> Option<u64> {
         let grantable = self.grantable();
         let moved = grantable.saturating_sub(self.granted_bytes);
         let exhausted = self.granted_bytes < self.stream_bytes + STEP_BYTES;
-        let urgent = moved > 0 && exhausted && self.meter.is_starving();
+        let urgent = moved > 0 && exhausted && self.is_short();
         (moved >= STEP_BYTES || urgent).then(|| {
             self.granted_bytes = grantable;
             grantable
@@ -59,11 +66,17 @@ impl InputAccount {
     fn grantable(&self) -> u64 {
         let held = self.received_bytes.saturating_sub(self.meter.taken_bytes());
         let mut room = INPUT_WINDOW_BYTES.saturating_sub(held);
-        if self.meter.is_starving() {
-            // A slot waits for a part, which must not wait for those that wait for a slot.
+        if self.is_short() {
+            // What is waited for must not wait for those that wait for a slot.
             room = room.max(STEP_BYTES);
         }
         self.stream_bytes + room
+    }
+
+    /// Whether a part is waited for: by a slot, or by the coordinator, whose head may be behind what
+    /// cannot start.
+    fn is_short(&self) -> bool {
+        self.is_paused || self.meter.is_starving()
     }
 }
 
@@ -85,6 +98,17 @@ mod tests {
         assert_eq!(account.next_grant(), Some(INPUT_WINDOW_BYTES + STEP_BYTES));
         // What is held when another stream begins leaves less room.
         assert_eq!(account.begin_stream(), INPUT_WINDOW_BYTES - 2 * STEP_BYTES);
+    }
+
+    #[test]
+    fn a_paused_session_still_takes_what_the_coordinator_waits_for() {
+        let mut account = InputAccount::new(Arc::new(InputMeter::default()));
+        account.begin_stream();
+        account.received(usize::try_from(INPUT_WINDOW_BYTES).unwrap());
+        assert_eq!(account.next_grant(), None);
+        account.set_paused(true);
+        assert_eq!(account.next_grant(), Some(INPUT_WINDOW_BYTES + STEP_BYTES));
+        assert_eq!(account.next_grant(), None);
     }
 
     #[test]

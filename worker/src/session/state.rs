@@ -528,6 +528,7 @@ impl Session {
         if full != self.paused {
             self.paused = full;
             self.lane.set_paused(full);
+            self.input.set_paused(full);
         }
     }
 
