@@ -13,8 +13,8 @@ pub(super) struct InputBounds {
 pub(super) struct InputHeld {
     /// Received, and not taken by a slot.
     pub(super) bytes: u64,
-    /// A slot waits for input.
-    pub(super) is_starving: bool,
+    /// A part is waited for: by a slot, or, while nothing else starts, by the coordinator.
+    pub(super) is_short: bool,
 }
 
 /// Input of a session, counted for the grants.
@@ -48,7 +48,7 @@ impl InputAccount {
         let grantable = self.grantable(held);
         let moved = grantable.saturating_sub(self.granted_bytes);
         let exhausted = self.granted_bytes < self.stream_bytes + self.bounds.step_bytes;
-        let urgent = moved > 0 && exhausted && held.is_starving;
+        let urgent = moved > 0 && exhausted && held.is_short;
         (moved >= self.bounds.step_bytes || urgent).then(|| {
             self.granted_bytes = grantable;
             grantable
@@ -57,7 +57,7 @@ impl InputAccount {
 
     fn grantable(&self, held: InputHeld) -> u64 {
         let mut room = self.bounds.window_bytes.saturating_sub(held.bytes);
-        if held.is_starving {
+        if held.is_short {
             room = room.max(self.bounds.step_bytes);
         }
         self.stream_bytes + room

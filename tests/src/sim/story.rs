@@ -141,6 +141,13 @@ impl Sim {
         self
     }
 
+    /// Workers start nothing but the head while they keep so much output.
+    #[must_use]
+    pub fn keeping_output(mut self, bytes: u64) -> Self {
+        self.world.options.output_bounds.session_bytes = bytes;
+        self
+    }
+
     /// A part of output is not cut smaller than this to fit what is granted.
     #[must_use]
     pub fn least_part(mut self, bytes: u64) -> Self {

@@ -206,15 +206,15 @@ impl Session {
     }
 
     fn input_held(&self) -> InputHeld {
-        let (mut bytes, mut is_starving) = (0, false);
+        let (mut bytes, mut is_short) = (0, self.paused);
         for id in &self.lane {
             bytes += self.attempts[id].received_bytes;
         }
         for id in &self.running {
             let held = &self.attempts[id];
-            is_starving |= held.received_bytes < held.input_bytes;
+            is_short |= held.received_bytes < held.input_bytes;
         }
-        InputHeld { bytes, is_starving }
+        InputHeld { bytes, is_short }
     }
 
     /// Tells of a grant that is worth it.

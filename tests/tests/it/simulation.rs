@@ -358,3 +358,15 @@ fn what_waits_for_the_head_goes_to_disk_and_a_full_disk_loses_nothing() {
         assert_eq!(sim.output(job), squares(1..=50));
     }
 }
+
+#[test]
+fn the_head_is_sent_to_a_worker_that_is_full_of_what_cannot_start() {
+    // The worker keeps all the output that it may and has its window full of inputs that wait; the
+    // head, which failed at first, comes behind them.
+    let mut sim = Sim::seeded(7).workers(["ann"]).slots(4).reorder_bytes(100);
+    sim = sim.input_window(91).keeping_output(32);
+    let draft = sim.map(square, 1..=150).item(15, Nature::Flaky(2)).retries(3);
+    let job = draft.taking(Duration::from_micros(20)).chunk_size(10);
+    sim.run_to_end();
+    assert_eq!(sim.output(job), squares(1..=150));
+}
