@@ -146,13 +146,14 @@ async fn what_waits_is_given_back_and_what_runs_is_not() {
     let worker = InProcess::start(1).await;
     let mut link = worker.link().await;
     link.open_job(builtin("sleep")).await;
-    link.send(vec![assign(1, 0, b"200\n"), assign(2, 1, b"0\n"), assign(3, 2, b"0\n")]).await;
+    link.send(vec![assign(1, 0, b"1500\n"), assign(2, 1, b"0\n"), assign(3, 2, b"0\n")]).await;
+    // A heartbeat, once a second, tells that it runs.
     link.running(1).await;
     link.send(vec![Order::Revoke(AttemptId(1)), Order::Revoke(AttemptId(2)), Order::Ping(7)]).await;
     assert_eq!(link.next().await.unwrap(), Report::TooLate(AttemptId(1)));
     assert_eq!(link.next().await.unwrap(), Report::Revoked(AttemptId(2)));
     assert_eq!(link.next().await.unwrap(), Report::Pong(7));
-    assert_eq!(link.done(1).await.0, b"200\n");
+    assert_eq!(link.done(1).await.0, b"1500\n");
     assert_eq!(link.done(3).await.0, b"0\n");
     worker.end().await;
 }
