@@ -8,6 +8,32 @@ use widemap_tests::{binary, needs, run, run_within};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
+/// How each row of "How it survives" begins, and the test of it.
+const SURVIVES: &[(&str, &str)] = &[
+    ("a worker is killed", "a_killed_worker_changes_nothing_in_the_output"),
+    ("a connection is cut for a few seconds", "a_cut_of_three_seconds_runs_nothing_again"),
+    ("packets vanish without a word", "a_silent_cut_is_noticed"),
+    ("a worker stands still", "a_worker_that_stood_still_past_its_lease_is_too_late"),
+    ("connections are reset", "a_storm_of_resets_is_weathered_without_spinning"),
+    ("a bad network", "loss_and_delay_do_not_show_in_the_output"),
+    ("all workers are gone", "a_map_without_workers_waits_and_goes_on_when_one_returns"),
+    ("a worker joins", "a_worker_that_joins_gets_work_at_once"),
+    ("a worker is told to end", "a_worker_told_to_end_drains_and_nothing_is_lost"),
+    ("an item kills the process", "of_a_thousand_items_four_deadly_ones_fail_alone"),
+    ("an item kills the worker", "an_item_that_kills_its_workers_is_isolated"),
+    ("everything fails on one worker", "a_worker_that_is_left_out_is_shown_and_spoils_few_items"),
+    ("a worker is slow", "a_straggler_is_overtaken_and_its_processes_end"),
+    ("a result arrives changed", "a_result_that_was_changed_on_the_way_is_refused_and_runs_again"),
+    ("whoever reads the output is slow", "a_reader_that_stands_still_is_waited_for"),
+    ("whoever reads the output has seen", "a_reader_that_has_seen_enough_ends_the_map_quietly"),
+    ("the disk is full", "a_full_disk_under_waiting_results_only_slows_the_map"),
+    ("Ctrl-C", "an_interrupt_ends_what_ignores_it_on_every_worker"),
+    (
+        "`widemap map` itself is killed",
+        "a_worker_ends_the_items_of_a_killed_coordinator_when_its_lease_is_over",
+    ),
+];
+
 fn blocks() -> Vec<String> {
     let readme = std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     let starts = readme.split("```sh\n").skip(1);
@@ -82,4 +108,29 @@ fn the_test_command_is_what_ci_runs() {
     let ci = std::fs::read_to_string(Path::new(ROOT).join(".ci/run")).unwrap();
     let test = blocks().into_iter().find(|block| block.contains("cargo test")).unwrap();
     assert!(ci.lines().any(|line| line == test.trim()), "CI does not run `{}`", test.trim());
+}
+
+#[test]
+fn every_fault_that_the_readme_names_has_a_test() {
+    let readme = std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let table = readme.split("## How it survives").nth(1).unwrap().split("| exit status").next();
+    let rows: Vec<_> = table.unwrap().lines().filter(|line| line.starts_with("| ")).collect();
+    // The first one is the head.
+    let faults: Vec<_> = rows[1..].iter().map(|row| row.trim_start_matches("| ")).collect();
+    assert_eq!(faults.len(), SURVIVES.len());
+    let tests = tests_of_the_project();
+    for (fault, (begins, test)) in faults.iter().zip(SURVIVES) {
+        assert!(fault.starts_with(begins), "`{fault}` is the row of {test}");
+        assert!(tests.contains(&format!("fn {test}()")), "there is no test {test}");
+    }
+}
+
+/// The sources of the tests that fault rows may name.
+fn tests_of_the_project() -> String {
+    let folders = ["tests/tests/it", "coordinator/src/driver/tests"];
+    let files = folders.iter().flat_map(|folder| {
+        std::fs::read_dir(Path::new(ROOT).join(folder)).unwrap().map(|entry| entry.unwrap().path())
+    });
+    let sources = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    sources.map(|path| std::fs::read_to_string(path).unwrap()).collect()
 }
