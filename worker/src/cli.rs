@@ -178,13 +178,18 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
             .local_addr()
             .map_err(|error| CliError::Listen(options.listen.clone(), error))?;
         announce(address, options.insecure).map_err(CliError::Announce)?;
+        let patience = options.drain_timeout;
         let worker = Worker::new(config(options, slots), registry, spawner);
-        serve(worker, listener).await
+        serve(worker, listener, patience).await
     })
 }
 
 /// Serves until a first signal has drained the worker, or a second one ends it at once.
-async fn serve(worker: Worker, listener: TcpListener) -> Result<u8, CliError> {
+async fn serve(
+    worker: Worker,
+    listener: TcpListener,
+    drain_timeout: Duration,
+) -> Result<u8, CliError> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
@@ -197,13 +202,18 @@ async fn serve(worker: Worker, listener: TcpListener) -> Result<u8, CliError> {
     };
     let impatient = async {
         next_signal().await;
-        tracing::info!("told to end: a second signal ends at once");
+        eprintln!(
+            "draining: no new work; what runs has up to {drain_timeout:?}; a second signal ends at once"
+        );
         shutdown.cancel();
         next_signal().await
     };
     tokio::select! {
         served = worker.serve_listener(listener, shutdown.clone()) => {
             served?;
+            if shutdown.is_cancelled() {
+                eprintln!("drained");
+            }
             Ok(0)
         }
         number = impatient => Ok(BY_SIGNAL + number),

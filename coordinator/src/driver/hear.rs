@@ -203,6 +203,10 @@ impl Driver {
             },
             Report::Draining(deadline_ms) => {
                 tracing::info!(%worker, deadline_ms, "draining");
+                let name = self.fleet.name(worker).to_owned();
+                self.notices.say(&format!(
+                    "worker {name} is leaving: it finishes what it runs and gives back the rest"
+                ));
                 if let Some(entry) = self.fleet.worker_mut(worker) {
                     entry.state = WorkerState::Draining;
                 }

@@ -138,6 +138,8 @@ fn a_worker_told_to_end_drains_and_nothing_is_lost() {
     assert_eq!(status, 0, "{stderr}");
     assert_eq!(stdout, (1..=60).map(|n| format!("{n}\n")).collect::<String>());
     assert_eq!(lines_of(&log), 60, "no item ran twice");
+    assert_eq!(stderr.matches("worker ann is leaving").count(), 1, "{stderr}");
+    assert!(stderr.contains(" 0 lost"), "{stderr}");
 }
 
 #[test]
