@@ -4,7 +4,7 @@ use widemap_common::ids::AttemptId;
 use widemap_common::limits::{QUEUE_LOOKED_AT_MAX, SPECULATIVE_PERCENT_MAX};
 use widemap_common::time::Time;
 
-use crate::chunk::{Chunk, ChunkState};
+use crate::chunk::{Chunk, ChunkState, History};
 use crate::event::Action;
 use crate::job::Job;
 use crate::pool::LEVEL_BUSY;
@@ -66,9 +66,10 @@ impl Scheduler {
             (attempt.chunk, attempt.worker)
         };
         let alone = matches!(self.chunks[chunk].state, ChunkState::Out { twin: None, .. });
-        let half_failed = self.chunks[chunk].history.as_ref().is_some_and(|it| it.half_failed);
-        if !alone || half_failed || self.chunks[chunk].is_suspect() {
-            // Never again: a twin is not doubled, and a suspect must not take two workers along.
+        let spent = |it: &History| it.half_failed || it.deaths > 0 || it.deaths_near > 0;
+        if !alone || self.chunks[chunk].history.as_deref().is_some_and(spent) {
+            // Never again: a twin is not doubled, and what may have killed a worker must not take two
+            // along.
             self.jobs[job].runners.remove(&runner);
         } else if let Some(worker) = self.pick_other(chunk, original) {
             self.jobs[job].runners.remove(&runner);

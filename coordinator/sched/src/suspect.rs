@@ -44,20 +44,21 @@ impl Scheduler {
             let charged = started && suspect.is_none_or(|suspect| suspect == chunk);
             self.end_attempt(now, id);
             let other = self.leave_chunk(chunk, id);
-            if let Some(other) = other.filter(|_| charged) {
-                // Its twin must not take another worker along.
-                self.cancel_attempt(now, other, actions);
-            } else if other.is_some() {
-                // Its twin may do the same: then that is not the first death nearby.
-                self.chunks[chunk].history_mut().deaths_near += 1;
-                continue;
-            }
             self.chunks[chunk].runs += u32::from(started);
             let history = self.chunks[chunk].history_mut();
             history.deaths_near += 1;
-            if charged || history.deaths_near >= DEATHS_NEAR_MAX {
+            let charged = charged || history.deaths_near >= DEATHS_NEAR_MAX;
+            if charged {
                 history.deaths += 1;
                 history.deaths_near = 0;
+            }
+            match other {
+                // Its twin must not take another worker along.
+                Some(other) if charged => self.cancel_attempt(now, other, actions),
+                Some(_) => continue,
+                None => {}
+            }
+            if charged {
                 self.suspect(chunk, worker_id, actions);
             } else {
                 self.enqueue(chunk);

@@ -216,5 +216,23 @@ fn a_death_beside_a_suspect_counts_though_the_twin_goes_on() {
     script.dies(3);
     script.dies(4);
     let failed = script.said().into_iter().find(|line| line.starts_with("fail"));
-    assert_eq!(failed.as_deref(), Some("fail c0+1 crash run 1"), "{job} has convicted it");
+    assert_eq!(failed.as_deref(), Some("fail c0+1 crash run 2"), "{job} has convicted it");
+}
+
+#[test]
+fn what_was_near_a_death_gets_no_twin() {
+    let speculate = JobPolicy { speculate: true, ..chunks_of(1) };
+    let mut script = Script::new().workers(1, 1).job(chunks_of(1), 1);
+    script.dies(0);
+    // A suspect of one job, and an item of another beside it.
+    script.add_worker(2);
+    script.open(speculate, 2);
+    script.expect(&["a0 c0+1 to w0", "a1 c0+1 to w1", "a2 c0+1 to w1"]);
+    script.dies(1);
+    (0..4).for_each(|_| script.add_worker(1));
+    script.expect(&["a3 c0+1 to w2", "a4 c0+1 to w3", "a5 c1+1 to w4"]);
+    script.done(5);
+    script.expect(&["accept c1+1 a5 run 1"]);
+    script.passes(60_000);
+    script.expect(&[]);
 }
