@@ -1,4 +1,5 @@
-//! The outer rings: the simulation, and real processes on loopback.
+//! The outer rings: the simulation, and real processes, on loopback and on hosts that are network
+//! namespaces.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
