@@ -43,7 +43,7 @@ pub(super) enum Due {
     /// Nothing is left of an attempt that was cancelled.
     Gone(HostId, Incarnation, AttemptId),
     /// A worker that is cut off gives up its coordinator, unless it was back meanwhile.
-    LeaseEnds { host: HostId, incarnation: Incarnation, detached: Time },
+    LeaseEnds(HostId, Incarnation),
     /// A worker that drains ends what still runs.
     DrainEnds(HostId, Incarnation),
     /// A worker that drains waits no longer for its results to be accepted.

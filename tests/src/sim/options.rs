@@ -187,7 +187,7 @@ impl Options {
         };
         self.output_window = 2 * part_bytes_min + rng.u64(16..512);
         self.news_us = sometimes(rng, 30, 0, |rng| log_uniform(rng, 10, 200_000));
-        self.ping_ms = sometimes(rng, 20, 0, |rng| log_uniform(rng, 50, 2_000));
+        self.ping_ms = sometimes(rng, 60, 0, |rng| log_uniform(rng, 50, 2_000));
     }
 
     fn choose_workers(&mut self, rng: &mut Rng) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use widemap_common::ids::{AttemptId, ItemRange, JobId};
 use widemap_common::limits::DRAIN_ACCEPT_MS;
 use widemap_common::spec::Runtime;
+use widemap_common::time::Time;
 use widemap_proto::VERSION;
 use widemap_proto::session::{Order, Report, WorkerHello};
 
@@ -23,7 +24,7 @@ impl World {
         | Due::Heartbeat(host, incarnation)
         | Due::Work(host, incarnation, _)
         | Due::Gone(host, incarnation, _)
-        | Due::LeaseEnds { host, incarnation, .. }
+        | Due::LeaseEnds(host, incarnation)
         | Due::DrainEnds(host, incarnation)
         | Due::DrainGivesUp(host, incarnation)) = due
         else {
@@ -42,13 +43,7 @@ impl World {
             Due::Gone(_, _, attempt) => {
                 self.with_session(host, |session| session.gone(attempt));
             }
-            Due::LeaseEnds { detached, .. } => {
-                if let Some(process) = &mut self.hosts[host].process {
-                    let over = |session: &mut Session| session.detached == Some(detached);
-                    process.session.take_if(over);
-                }
-                self.after_change(host);
-            }
+            Due::LeaseEnds(..) => self.lease_ends(host),
             Due::DrainEnds(..) => {
                 self.with_session(host, Session::cancel_unfinished);
                 let at =
@@ -101,6 +96,7 @@ impl World {
         let session = process.session.get_or_insert_with(|| Session::new(refuses, input, output));
         session.set_credit(there.slots_left);
         let former = session.stream.filter(|&former| former != stream);
+        session.heard = self.now;
         session.attach(stream, hello);
         if process.draining {
             session.drain(self.options.drain_ms);
@@ -108,6 +104,7 @@ impl World {
         if let Some(former) = former {
             self.worker_closes(former, Parcel::End(Last::InGoodOrder));
         }
+        self.watch_lease(host);
     }
 
     pub(super) fn worker_closes(&mut self, stream: StreamId, last: Parcel<Report>) {
@@ -121,15 +118,49 @@ impl World {
     pub(super) fn worker_loses(&mut self, host: HostId, stream: StreamId) {
         self.network.streams[stream].worker_open = false;
         let Some(process) = &mut self.hosts[host].process else { return };
-        let incarnation = process.incarnation;
         let Some(session) = &mut process.session else { return };
         if session.stream == Some(stream) {
             (session.stream, session.detached) = (None, Some(self.now));
-            let lease_ms = self.timers.lease_ms - self.timers.lease_margin_ms;
-            let at = self.now + Duration::from_millis(lease_ms);
-            self.agenda.put(at, Due::LeaseEnds { host, incarnation, detached: self.now });
         }
+        self.watch_lease(host);
         self.after_change(host);
+    }
+
+    /// The lease is over, unless the coordinator was heard meanwhile.
+    fn lease_ends(&mut self, host: HostId) {
+        let end = self.lease_end(host);
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let Some(session) = &mut process.session else { return };
+        session.lease_is_due = false;
+        if end.is_some_and(|end| end <= self.now) {
+            let stream = session.stream;
+            process.session = None;
+            if let Some(stream) = stream {
+                self.worker_closes(stream, Parcel::End(Last::Broken));
+            }
+        }
+        self.watch_lease(host);
+        self.after_change(host);
+    }
+
+    /// When the worker gives its coordinator up, if nothing more is heard: a coordinator that pings is
+    /// watched while it is attached, too.
+    fn lease_end(&self, host: HostId) -> Option<Time> {
+        let session = self.hosts[host].session()?;
+        let pings = self.options.ping_ms > 0;
+        let since = if pings { Some(session.heard) } else { session.detached };
+        let lease_ms = self.timers.lease_ms - self.timers.lease_margin_ms;
+        since.map(|since| since + Duration::from_millis(lease_ms))
+    }
+
+    fn watch_lease(&mut self, host: HostId) {
+        let Some(end) = self.lease_end(host) else { return };
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let incarnation = process.incarnation;
+        let Some(session) = &mut process.session else { return };
+        if !std::mem::replace(&mut session.lease_is_due, true) {
+            self.agenda.put(end.max(self.now), Due::LeaseEnds(host, incarnation));
+        }
     }
 
     /// Starts what can start, and sees to it that what is to be said is said.

@@ -42,6 +42,9 @@ pub(super) struct Session {
     pub(super) stream: Option<StreamId>,
     /// Since when there is no stream.
     pub(super) detached: Option<Time>,
+    /// When what the coordinator said last was sent, and whether a look at that is on the agenda.
+    pub(super) heard: Time,
+    pub(super) lease_is_due: bool,
     jobs: BTreeSet<JobId>,
     attempts: BTreeMap<AttemptId, Held>,
     /// What waits for a slot, in the order in which it came.
@@ -76,6 +79,8 @@ impl Session {
         Self {
             stream: None,
             detached: None,
+            heard: Time::ZERO,
+            lease_is_due: false,
             jobs: BTreeSet::new(),
             attempts: BTreeMap::new(),
             lane: VecDeque::new(),
@@ -139,7 +144,10 @@ impl Session {
                     self.reports.push(Report::Cancelled(attempt));
                 }
             }
-            Order::Ping(stamp) => self.reports.push(Report::Pong(stamp)),
+            Order::Ping(stamp) => {
+                self.heard = self.heard.max(Time(stamp));
+                self.reports.push(Report::Pong(stamp));
+            }
             Order::Hello(_) => return Err("a second hello"),
             Order::Demand(_) | Order::Goodbye | Order::LeftOut(_) => {}
         }
