@@ -217,13 +217,11 @@ impl Coordinator {
     }
 
     fn storage_told(&mut self, id: JobId, full: bool) {
-        let of_job = self.attempts.values().filter(|attempt| attempt.job == id);
-        let items = of_job.map(|attempt| u64::from(attempt.range.items)).sum();
         let windows = self.fleet.members.len() as u64 * self.output_window.1;
         let job = self.job(id);
         job.told_full = full;
         if full {
-            job.allow(windows, items);
+            job.allow(windows);
         } else {
             job.forget_allowance();
         }

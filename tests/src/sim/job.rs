@@ -323,11 +323,12 @@ impl Job {
         self.memory_bytes_most = u64::MAX;
     }
 
-    /// What may be kept of results: what was on its way when they were full comes in still, and each
-    /// item costs something beside its bytes.
-    pub(super) fn allow(&mut self, bytes_on_the_way: u64, items_on_the_way: u64) {
+    /// What may be kept of results: what was on its way when they were full comes in still; and every
+    /// item that is cut may become the head and fail, which costs something beside its bytes.
+    pub(super) fn allow(&mut self, bytes_on_the_way: u64) {
         const ITEM_BYTES: u64 = 512;
-        let on_the_way = bytes_on_the_way + items_on_the_way * ITEM_BYTES;
+        let open_items = (self.cut_items - self.oracle.final_items()) as u64;
+        let on_the_way = bytes_on_the_way + open_items * ITEM_BYTES;
         let most = self.results.level().memory_bytes.max(self.reorder_bytes_max) + on_the_way;
         self.memory_bytes_most = most + self.oracle.longest();
     }
