@@ -2,7 +2,8 @@
 //! order by order; slots, processes and the other coordinators are made up.
 //!
 //! Where it is simpler: a slot takes its input the moment it arrives; a session whose lease has ended
-//! leaves nothing running; a worker's slots are as many as its credit.
+//! leaves nothing running; a worker's slots are as many as its credit; what would have ended while its
+//! process was stopped ends as soon as that goes on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
