@@ -43,10 +43,9 @@ impl Scheduler {
         let own = |kind| !matches!(kind, FailureKind::Cancelled | FailureKind::Lost);
         let failed = faults.len() == items as usize && faults.iter().all(|fault| own(fault.kind));
         let sizing = &mut self.jobs[job].sizing;
-        if failed {
-            sizing.failed(busy_us)
-        } else {
-            sizing.measured(items, busy_us)
+        match failed {
+            true => sizing.failed(busy_us),
+            false => sizing.measured(items, busy_us),
         }
         let speculative = self.is_twin(chunk, id);
         let (ended, other) = self.end(now, id);
