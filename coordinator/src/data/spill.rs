@@ -301,13 +301,18 @@ impl Extent {
 
 impl Drop for Extent {
     fn drop(&mut self) {
-        if matches!(*self.payload(), Payload::Memory(_)) {
+        let was_in_memory = matches!(*self.payload(), Payload::Memory(_));
+        if was_in_memory {
             self.shared.memory_bytes.fetch_sub(self.length, Ordering::AcqRel);
         }
         self.shared.lock().freed.push(self.offset..self.offset + self.length);
         // After the push: who sees no live bytes knows that all is on the list of what is freed.
         self.shared.live_bytes.fetch_sub(self.length, Ordering::AcqRel);
         self.shared.wake.notify_one();
+        if was_in_memory {
+            // Where the disk takes nothing it is the sink that makes room, and nobody else says so.
+            (self.shared.notify)();
+        }
     }
 }
 
