@@ -172,6 +172,13 @@ impl Sim {
         self
     }
 
+    /// The sink and the spill take so long for what they have.
+    #[must_use]
+    pub fn slow_sink(mut self, time: Duration) -> Self {
+        self.world.options.sink_us = u64::try_from(time.as_micros()).expect("a short time");
+        self
+    }
+
     /// Bounds what may wait for an earlier result.
     #[must_use]
     pub fn reorder_bytes(mut self, bytes: u64) -> Self {

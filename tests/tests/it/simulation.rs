@@ -370,3 +370,15 @@ fn the_head_is_sent_to_a_worker_that_is_full_of_what_cannot_start() {
     sim.run_to_end();
     assert_eq!(sim.output(job), squares(1..=150));
 }
+
+#[test]
+fn the_sink_makes_room_where_the_disk_takes_nothing() {
+    for sink_ms in [1, 20, 200] {
+        let mut sim = Sim::seeded(7).workers(["ann"]).reorder_bytes(27).spill(285, true);
+        sim = sim.slow_sink(Duration::from_millis(sink_ms));
+        let draft = sim.map(square, 1..=94).digits(17).taking(Duration::from_micros(731));
+        let job = draft.chunk_size(1);
+        sim.run_to_end();
+        assert_eq!(sim.output(job), squares(1..=94), "the sink takes {sink_ms} ms");
+    }
+}
