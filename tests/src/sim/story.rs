@@ -179,6 +179,13 @@ impl Sim {
         self
     }
 
+    /// So much may wait for the sink.
+    #[must_use]
+    pub fn sink_queue(mut self, bytes: u64) -> Self {
+        self.world.options.merge.sink_queue_bytes = bytes;
+        self
+    }
+
     /// Bounds what may wait for an earlier result.
     #[must_use]
     pub fn reorder_bytes(mut self, bytes: u64) -> Self {

@@ -373,11 +373,12 @@ fn the_head_is_sent_to_a_worker_that_is_full_of_what_cannot_start() {
 
 #[test]
 fn the_sink_makes_room_where_the_disk_takes_nothing() {
-    for sink_ms in [1, 20, 200] {
-        let mut sim = Sim::seeded(7).workers(["ann"]).reorder_bytes(27).spill(285, true);
-        sim = sim.slow_sink(Duration::from_millis(sink_ms));
-        let draft = sim.map(square, 1..=94).digits(17).taking(Duration::from_micros(731));
-        let job = draft.chunk_size(1);
+    // A slow head lets the others wait in what the disk did not take; then all goes to the sink.
+    for sink_ms in [0, 1, 20, 200] {
+        let mut sim = Sim::seeded(7).workers(["ann", "bob"]).reorder_bytes(700).spill(5_000, true);
+        sim = sim.slow_sink(Duration::from_millis(sink_ms)).sink_queue(1 << 20);
+        sim.slow("ann", 40);
+        let job = sim.map(square, 1..=94).digits(50).chunk_size(1);
         sim.run_to_end();
         assert_eq!(sim.output(job), squares(1..=94), "the sink takes {sink_ms} ms");
     }

@@ -357,3 +357,23 @@ fn output_that_does_not_add_up_is_refused() {
     merge.discard(attempt);
     assert_eq!(merge.level().memory_bytes, 0);
 }
+
+#[test]
+fn what_the_sink_frees_where_the_disk_takes_nothing_wakes_the_driver() {
+    let config = crate::data::SteppedConfig {
+        memory_bytes_max: 1_000,
+        spill_bytes_max: 100_000,
+        bounds: crate::data::MergeBounds::default(),
+        shape: Shape { input: LINES, results: ResultShape::Printed, is_block_wise: false },
+        is_disk_full: true,
+    };
+    let mut stepped = crate::data::SteppedMerge::new(config).unwrap();
+    whole(&mut stepped.merge, 1, ItemRange::new(1, 1), Bytes::from(vec![b'x'; 5_000]));
+    while stepped.step_spill() {}
+    whole(&mut stepped.merge, 0, ItemRange::new(0, 1), Bytes::from_static(b"first"));
+    stepped.merge.pump();
+    assert!(stepped.merge.level().is_full, "it waits for the sink, in memory");
+    stepped.take_notified();
+    while stepped.step_sink() {}
+    assert!(!stepped.merge.level().is_full && stepped.take_notified());
+}
