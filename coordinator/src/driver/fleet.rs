@@ -60,6 +60,8 @@ pub(crate) struct Worker {
     pub(crate) hello: WorkerHello,
     /// Whether it can be reached.
     pub(crate) state: WorkerState,
+    /// Whether it said that it is leaving: then its end, however it shows, is no death.
+    pub(crate) is_leaving: bool,
     /// Where it was reached last.
     pub(crate) link: LinkId,
     /// What it may be given, as it said last.
@@ -276,7 +278,7 @@ impl Fleet {
             LinkStatus::Attached(worker) => {
                 state.status = LinkStatus::Cut(worker, reason);
                 let Some(entry) = self.workers.get_mut(&worker) else { return };
-                if entry.state == WorkerState::Draining && ended {
+                if entry.is_leaving && ended {
                     self.bury(worker, DeathProof::Drained, events);
                 } else {
                     entry.state = WorkerState::Cut { until: now + lease };
@@ -293,6 +295,10 @@ impl Fleet {
         let former = self.worker_of(link);
         let refused = error == DialError::Refused;
         let Some(state) = self.links.get_mut(&link) else { return };
+        if matches!(state.status, LinkStatus::Alias(_)) {
+            // Late news of a link that was stopped: its worker is served through another.
+            return;
+        }
         if former.is_none() || refused {
             state.status = LinkStatus::Unreachable(error);
         }
@@ -306,7 +312,8 @@ impl Fleet {
         if let Some(worker) = self.worker_of(link) {
             self.bury(worker, DeathProof::LeaseEnded, events);
         }
-        if let Some(state) = self.links.get_mut(&link) {
+        let state = self.links.get_mut(&link);
+        if let Some(state) = state.filter(|state| !matches!(state.status, LinkStatus::Alias(_))) {
             state.status = LinkStatus::Refused(reason);
         }
     }
@@ -337,6 +344,7 @@ impl Fleet {
             return;
         }
         entry.state = WorkerState::Dead;
+        let proof = if entry.is_leaving { DeathProof::Drained } else { proof };
         events.push(Event::WorkerDead { worker, proof });
         for state in self.links.values_mut() {
             match &state.status {
@@ -505,6 +513,7 @@ impl Worker {
         Self {
             hello,
             state: WorkerState::Attached,
+            is_leaving: false,
             link,
             credit,
             jobs: BTreeSet::new(),

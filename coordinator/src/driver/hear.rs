@@ -209,6 +209,7 @@ impl Driver {
                 ));
                 if let Some(entry) = self.fleet.worker_mut(worker) {
                     entry.state = WorkerState::Draining;
+                    entry.is_leaving = true;
                 }
                 Event::WorkerDraining { worker }
             }
