@@ -27,7 +27,9 @@ impl Scheduler {
         assert_eq!(chunks, self.chunks.len(), "every chunk is of one job");
         let paused = |chunk: &Chunk| matches!(chunk.state, ChunkState::Paused { .. });
         let paused = self.chunks.iter().filter(|(_, chunk)| paused(chunk)).count();
-        assert_eq!(self.due.len(), paused + self.excluded.len(), "a deadline for each that waits");
+        let ghosts: usize = self.workers.iter().map(|(_, there)| there.ghosts.len()).sum();
+        let waiting = paused + self.excluded.len() + ghosts;
+        assert_eq!(self.due.len(), waiting, "a deadline for each that waits");
         let long = |job: &Job| job.rank.is_some_and(|(_, short)| !short);
         let long = self.jobs.iter().filter(|(_, job)| long(job)).count();
         assert_eq!(self.long_wanting as usize, long, "jobs with long attempts are counted");

@@ -127,14 +127,14 @@ impl Scheduler {
                 let started = self.attempt(attempt).stage != Stage::Waiting;
                 self.requeue(now, attempt, started);
                 // A worker that cannot send a result again ends the attempt, in its own time.
-                self.workers[worker].ghosts.insert(attempt);
+                self.haunt(worker, attempt);
             } else {
                 self.ask_again(attempt, actions);
             }
         }
         for attempt in held {
             if self.attempts.get(attempt).is_none_or(|known| known.worker != worker) {
-                self.workers[worker].ghosts.insert(attempt);
+                self.haunt(worker, attempt);
             }
         }
         self.send_cancels_again(worker, actions);
@@ -185,6 +185,7 @@ impl Scheduler {
                 }
             }
         }
+        self.forget_ghosts(worker);
         let there = self.workers.remove(worker);
         self.worker_keys.remove(&there.id);
         for (job, standing) in there.jobs {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use widemap_common::backoff::Rng;
-use widemap_common::ids::{ItemRange, JobId, WorkerId};
+use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
 use widemap_common::time::{Time, Timers};
 
 use crate::attempt::Attempt;
@@ -30,6 +30,8 @@ pub(crate) enum Due {
     Retry(Key<Chunk>),
     /// An excluded worker is used again.
     Trust(Key<Worker>),
+    /// A cancelled attempt of which nothing was heard is not waited for any more.
+    Ghost(Key<Worker>, AttemptId),
 }
 
 /// Chunks that were asked for and have not come yet.
@@ -120,6 +122,7 @@ impl Scheduler {
             match due {
                 Due::Retry(chunk) => self.enqueue(chunk),
                 Due::Trust(worker) => self.trust_again(worker),
+                Due::Ghost(worker, attempt) => self.cancelled(worker, attempt),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A worker as the scheduler sees it: what it can run, what it has, and whether it is trusted.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use widemap_common::ids::{AttemptId, WorkerId};
 use widemap_common::limits::{QUEUE_MAX, SLOTS_MAX};
@@ -74,7 +74,7 @@ pub(crate) struct Worker {
     /// The suspect on its last try that it runs, or is emptied for: nothing else is sent.
     pub(crate) quiet: Option<Key<Chunk>>,
     /// Cancelled attempts that may still run there: no suspect is sent beside them.
-    pub(crate) ghosts: BTreeSet<AttemptId>,
+    pub(crate) ghosts: BTreeMap<AttemptId, Time>,
 }
 
 impl Worker {
@@ -96,7 +96,7 @@ impl Worker {
             jobs: Vec::new(),
             suspect: None,
             quiet: None,
-            ghosts: BTreeSet::new(),
+            ghosts: BTreeMap::new(),
             traits,
         }
     }
