@@ -24,6 +24,10 @@ use super::outbox::{Outbox, StreamId};
 /// How long the end of a stream waits for the worker to hear of it.
 pub(crate) const GOODBYE: Duration = Duration::from_millis(500);
 
+/// A worker whose connection stands may be silent for so many times what keepalive takes: over a very slow
+/// network one part of its output takes long to come.
+const SILENCE_KEEPALIVES: u32 = 10;
+
 /// One address that the coordinator keeps a connection to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct LinkId(pub(crate) u32);
@@ -235,15 +239,23 @@ impl Runner {
     /// Takes in what the worker says. Each ping is answered: a worker whose connection stands and that
     /// says nothing at all is stuck, and is treated as one that is cut off.
     async fn read(&self, reports: &mut Streaming<FromWorker>, begun: Instant) -> StreamEnd {
-        let silence_ms = self.timers.keepalive_ms + self.timers.keepalive_timeout_ms;
-        let silence = Duration::from_millis(silence_ms);
+        let silence_ms = self.timers.keepalive_ms.saturating_add(self.timers.keepalive_timeout_ms);
+        let silence = Duration::from_millis(silence_ms).saturating_mul(SILENCE_KEEPALIVES);
+        // What lives in this process stops and goes on with it.
+        let watched = matches!(self.dial, Dial::Address(_));
         loop {
-            let batch = match tokio::time::timeout(silence, reports.message()).await {
-                Ok(Ok(Some(batch))) => batch,
+            let message = async {
+                match watched {
+                    true => tokio::time::timeout(silence, reports.message()).await.ok(),
+                    false => Some(reports.message().await),
+                }
+            };
+            let batch = match message.await {
+                Some(Ok(Some(batch))) => batch,
                 _ if self.goodbye.is_cancelled() => return StreamEnd::Goodbye,
-                Ok(Ok(None)) => return StreamEnd::Ended,
-                Ok(Err(status)) => return ended(&status),
-                Err(_) => {
+                Some(Ok(None)) => return StreamEnd::Ended,
+                Some(Err(status)) => return ended(&status),
+                None => {
                     let reason = format!("connected, but not a word from it for {silence:?}");
                     return StreamEnd::Cut(reason);
                 }

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use widemap_tests::{MapProcess, WorkerProcess, eventually, processes_with};
+use widemap_tests::{MapProcess, WorkerProcess, always_for, eventually, processes_with};
 
-use crate::support::{Log, map, numbers, places};
+use crate::support::{Log, counted, map, numbers, places};
 
 /// Scenario 29: Ctrl-C once gives what runs on workers its grace, then all of it is gone there, also
 /// what ignores the signal.
@@ -42,4 +42,24 @@ fn a_second_interrupt_ends_the_map_at_once() {
     assert_eq!(done.status, 130, "{}", done.stderr);
     assert!(took < Duration::from_secs(3), "{took:?}: before the grace of the item is over");
     eventually("nothing of it is left", || processes_with("sleep 77.25"), Vec::is_empty);
+}
+
+/// A map on this machine alone that is stopped (Ctrl-Z) for longer than any silence is borne goes on as
+/// if nothing had been: its workers stopped with it.
+#[test]
+fn a_map_that_was_stopped_goes_on() {
+    let timers = "keepalive_ms=200,keepalive_timeout_ms=100,heartbeat_ms=50";
+    let log = Log::new();
+    let options = ["--local", "2", "--timers", timers];
+    let map = MapProcess::start(map(&[&options], &log.noting("sleep 0.05")), numbers(1..=60));
+    eventually("some items have run", || log.runs(), |&runs| runs > 10);
+    map.signal(Signal::STOP);
+    // What the spawner had started ends; nothing new begins.
+    let stands = || log.runs();
+    let still = stands();
+    always_for(Duration::from_millis(3_500), "nothing begins", stands, |&runs| runs <= still + 2);
+    map.signal(Signal::CONT);
+    let done = map.finish().exits(0);
+    assert_eq!(done.text(), numbers(1..=60));
+    assert_eq!((counted(&done, "lost"), log.runs()), (0, 60), "{}", done.stderr);
 }
