@@ -147,7 +147,7 @@ pub fn main(registry: Registry) -> ExitCode {
     match run(options, registry) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("widemap-worker: {error}");
+            say(&format!("widemap-worker: {error}"));
             ExitCode::from(error.status())
         }
     }
@@ -202,9 +202,9 @@ async fn serve(
     };
     let impatient = async {
         next_signal().await;
-        eprintln!(
+        say(&format!(
             "draining: no new work; what runs has up to {drain_timeout:?}; a second signal ends at once"
-        );
+        ));
         shutdown.cancel();
         next_signal().await
     };
@@ -212,7 +212,7 @@ async fn serve(
         served = worker.serve_listener(listener, shutdown.clone()) => {
             served?;
             if shutdown.is_cancelled() {
-                eprintln!("drained");
+                say("drained");
             }
             Ok(0)
         }
@@ -239,13 +239,18 @@ fn announce(address: SocketAddr, insecure: bool) -> io::Result<()> {
     writeln!(stdout, "listening on {address}")?;
     stdout.flush()?;
     if insecure && !address.ip().is_loopback() {
-        eprintln!(
+        say(&format!(
             "WARNING: --insecure: whoever reaches {address} runs commands on this host as this user"
-        );
+        ));
     }
     let port = address.port();
-    eprintln!("use it from this host: widemap map --worker 127.0.0.1:{port} -- COMMAND");
+    say(&format!("use it from this host: widemap map --worker 127.0.0.1:{port} -- COMMAND"));
     Ok(())
+}
+
+/// A line for people. Where nobody can read it any more, the worker goes on.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn config(options: Options, slots: u32) -> WorkerConfig {

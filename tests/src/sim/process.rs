@@ -93,10 +93,13 @@ impl World {
         }
         let (input, output) = (self.options.input_bounds, self.options.output_bounds);
         let refuses = there.refuses;
+        let fresh = process.session.is_none();
         let session = process.session.get_or_insert_with(|| Session::new(refuses, input, output));
+        if fresh {
+            session.heard = self.now;
+        }
         session.set_credit(there.slots_left);
         let former = session.stream.filter(|&former| former != stream);
-        session.heard = self.now;
         session.attach(stream, hello);
         if process.draining {
             session.drain(self.options.drain_ms);
@@ -133,24 +136,19 @@ impl World {
         let Some(session) = &mut process.session else { return };
         session.lease_is_due = false;
         if end.is_some_and(|end| end <= self.now) {
-            let stream = session.stream;
             process.session = None;
-            if let Some(stream) = stream {
-                self.worker_closes(stream, Parcel::End(Last::Broken));
-            }
         }
         self.watch_lease(host);
         self.after_change(host);
     }
 
-    /// When the worker gives its coordinator up, if nothing more is heard: a coordinator that pings is
-    /// watched while it is attached, too.
+    /// When a worker that is cut off gives its coordinator up: counted from what was heard last.
     fn lease_end(&self, host: HostId) -> Option<Time> {
         let session = self.hosts[host].session()?;
-        let pings = self.options.ping_ms > 0;
-        let since = if pings { Some(session.heard) } else { session.detached };
+        let detached = session.detached?;
+        let since = if self.options.ping_ms > 0 { session.heard } else { detached };
         let lease_ms = self.timers.lease_ms - self.timers.lease_margin_ms;
-        since.map(|since| since + Duration::from_millis(lease_ms))
+        Some(since + Duration::from_millis(lease_ms))
     }
 
     fn watch_lease(&mut self, host: HostId) {

@@ -26,6 +26,9 @@ use crate::slots::Slots;
 /// Streams of one coordinator that wait to replace each other.
 const ATTACHMENTS_WAITING: usize = 2;
 
+/// What a coordinator is told that comes too late.
+const DRAINING: &str = "this worker is draining";
+
 /// Why the hub ended in bad order.
 #[derive(Debug, thiserror::Error)]
 #[error("a session's task panicked, which is a bug in widemap-worker: {0}")]
@@ -199,7 +202,7 @@ impl Running {
         }
         let known = self.sessions.contains_key(&hello.coordinator);
         if !known && self.is_draining() {
-            return Err(Status::unavailable("this worker is draining"));
+            return Err(Status::unavailable(DRAINING));
         }
         if !known && self.sessions.len() >= SESSIONS_MAX {
             return Err(Status::resource_exhausted(format!(
@@ -220,6 +223,9 @@ impl Running {
                 Err(mpsc::error::TrySendError::Full(refused)) => {
                     let status = Status::resource_exhausted("too many streams of one coordinator");
                     return self.refuse(refused.stream, status);
+                }
+                Err(mpsc::error::TrySendError::Closed(refused)) if self.is_draining() => {
+                    return self.refuse(refused.stream, Status::unavailable(DRAINING));
                 }
                 // The session has just ended: another one begins.
                 Err(mpsc::error::TrySendError::Closed(back)) => attachment = back,

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// Clocks differ by less than one part in so many.
+const DRIFT: i64 = 1_000;
+
 /// The right of one coordinator's attempts to run.
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -17,21 +20,33 @@ pub(super) struct Lease {
     /// When the present stream began, and when the coordinator was heard last.
     begun: Instant,
     heard: Instant,
-    /// The fastest arrival of a ping on the present stream, less its stamp.
+    /// The fastest arrival of a ping on the present stream, less its stamp; it follows clocks that do
+    /// not agree on how long a second is.
     fastest_us: Option<i64>,
+    /// When the last ping arrived.
+    arrival_us: i64,
 }
 
 impl Lease {
-    /// A lease that ends `margin` before the coordinator takes it to end.
+    /// A lease that begins now and ends `margin` before the coordinator takes it to end.
     pub(super) fn new(margin: Duration, now: Instant) -> Self {
-        Self { margin, length: Duration::ZERO, begun: now, heard: now, fastest_us: None }
+        Self {
+            margin,
+            length: Duration::ZERO,
+            begun: now,
+            heard: now,
+            fastest_us: None,
+            arrival_us: 0,
+        }
     }
 
-    /// A stream begins: its hello is the first thing heard. The coordinator waits for `linger`.
+    /// A stream begins. The coordinator waits for `linger` when it is cut off. The hello prolongs
+    /// nothing: it may have waited for long, from a coordinator that has given the stream up; the first
+    /// ping comes only when the greeting has been answered.
     pub(super) fn begin_stream(&mut self, now: Instant, linger: Duration) {
         // Where the wait is short, half of it is margin enough.
         self.length = linger - self.margin.min(linger / 2);
-        (self.begun, self.heard, self.fastest_us) = (now, now, None);
+        (self.begun, self.fastest_us, self.arrival_us) = (now, None, 0);
     }
 
     /// A ping with this stamp, in microseconds of the coordinator's clock, has arrived.
@@ -39,8 +54,10 @@ impl Lease {
         let arrival_us = micros(now.saturating_duration_since(self.begun));
         let stamp_us = i64::try_from(stamp_us).unwrap_or(i64::MAX);
         let transit_us = arrival_us.saturating_sub(stamp_us);
-        let fastest_us = self.fastest_us.map_or(transit_us, |fastest| fastest.min(transit_us));
-        self.fastest_us = Some(fastest_us);
+        let drift_us = (arrival_us - self.arrival_us) / DRIFT;
+        let fastest_us =
+            self.fastest_us.map_or(transit_us, |fastest| transit_us.min(fastest + drift_us));
+        (self.fastest_us, self.arrival_us) = (Some(fastest_us), arrival_us);
         let late_us = u64::try_from(transit_us.saturating_sub(fastest_us)).unwrap_or(0);
         let said = now.checked_sub(Duration::from_micros(late_us)).unwrap_or(self.begun);
         self.heard = self.heard.max(said);
@@ -89,10 +106,29 @@ mod tests {
         lease.heard(begun + SECOND, 900_000);
         // Sent at 2 s, arrived at 12 s, when the way was free again.
         lease.heard(begun + 12 * SECOND, 2_000_000);
-        assert_eq!(lease.end(), begun + Duration::from_millis(2_100) + 18 * SECOND);
+        assert_eq!(lease.end(), begun + Duration::from_millis(2_111) + 18 * SECOND);
         // One that was sent before is no news.
         lease.heard(begun + 12 * SECOND, 1_500_000);
-        assert_eq!(lease.end(), begun + Duration::from_millis(2_100) + 18 * SECOND);
+        assert_eq!(lease.end(), begun + Duration::from_millis(2_111) + 18 * SECOND);
+    }
+
+    #[tokio::test]
+    async fn clocks_that_drift_apart_cost_no_lease() {
+        let (mut lease, begun) = lease(2 * SECOND, 20 * SECOND);
+        // The coordinator's clock is slow by 200 in a million, for a week.
+        for second in 1..=604_800_u64 {
+            lease.heard(begun + Duration::from_secs(second), second * 999_800);
+        }
+        assert!(lease.end() > begun + Duration::from_secs(604_800 + 17));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_begins_prolongs_nothing_before_its_first_ping() {
+        let (mut lease, begun) = lease(2 * SECOND, 20 * SECOND);
+        lease.begin_stream(begun + 10 * SECOND, 20 * SECOND);
+        assert_eq!(lease.end(), begun + 18 * SECOND);
+        lease.heard(begun + 11 * SECOND, 20_000);
+        assert_eq!(lease.end(), begun + 29 * SECOND);
     }
 
     #[tokio::test]

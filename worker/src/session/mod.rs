@@ -123,6 +123,7 @@ impl Actor {
     async fn attached(&mut self, attachment: Attachment) -> StreamEnd {
         let Attachment { hello, orders, mut stream } = attachment;
         self.lease.begin_stream(Instant::now(), Duration::from_millis(hello.linger_ms));
+        self.session.lane.set_lease_end(self.lease_end().map(Instant::into_std));
         self.session.set_credit(self.shares.credit(self.share));
         let left_out = self.shares.left_out();
         self.session.attach(WorkerHello { left_out, ..self.greeting.clone() });
@@ -141,10 +142,6 @@ impl Actor {
                 return StreamEnd::Over;
             }
             let give_up = self.drain_end();
-            // Who does not listen cannot say that nobody speaks; what lives in one process with its
-            // coordinator stops and goes on with it; and who asks for no lease runs nothing.
-            let leases = self.returns && !self.lease.length().is_zero();
-            let unheard = (leases && self.session.takes_orders()).then(|| self.lease.end());
             tokio::select! {
                 message = stream.inbound.message(), if self.session.takes_orders() => {
                     let message = match message {
@@ -169,10 +166,6 @@ impl Actor {
                 () = stream.outbound.closed(), if !has_reports => return StreamEnd::Detached,
                 () = meter.notify.notified() => self.collect(),
                 _ = heartbeat.tick() => self.session.heartbeat(),
-                () = until(unheard) => {
-                    tracing::warn!("a coordinator is silent: its lease has ended");
-                    break (StreamEnd::Over, Some(unheard_for(self.lease.length())));
-                }
                 next = self.attachments.recv() => {
                     break match next {
                         Some(next) => (StreamEnd::Replaced(Box::new(next)), None),
@@ -239,6 +232,8 @@ impl Actor {
             let give_up = self.drain_end();
             tokio::select! {
                 next = self.attachments.recv() => {
+                    // A worker that stood still finds both at once: what is over comes first.
+                    let next = next.filter(|_| Instant::now() < lease_end);
                     return next.map_or(StreamEnd::Over, |next| StreamEnd::Replaced(Box::new(next)));
                 }
                 () = meter.notify.notified() => self.collect(),
@@ -298,12 +293,20 @@ impl Actor {
         }
         if let Some(stamp_us) = self.session.take_ping() {
             self.lease.heard(Instant::now(), stamp_us);
+            self.session.lane.set_lease_end(self.lease_end().map(Instant::into_std));
         }
         if let Some(demand) = self.session.take_demand() {
             self.shares.set_demand(self.share, demand);
         }
         self.after_change();
         handled.map_err(|violation| Status::failed_precondition(violation.to_string()))
+    }
+
+    /// When nothing more may start, unless the coordinator is heard before. What lives in one process
+    /// with its coordinator stops and goes on with it; and who asks for no lease runs nothing.
+    fn lease_end(&self) -> Option<Instant> {
+        let leases = self.returns && !self.lease.length().is_zero();
+        leases.then(|| self.lease.end())
     }
 
     fn collect(&mut self) {
@@ -374,10 +377,6 @@ async fn until(moment: Option<Instant>) {
 fn millis_until(deadline: Instant) -> u64 {
     let left = deadline.saturating_duration_since(Instant::now());
     u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn unheard_for(lease: Duration) -> Status {
-    Status::aborted(format!("nothing was heard of this coordinator for {lease:?}"))
 }
 
 fn superseded() -> Status {

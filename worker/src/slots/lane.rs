@@ -34,6 +34,9 @@ pub(super) struct LaneState {
     pub(super) share: u32,
     /// Nothing but the urgent task may start.
     paused: bool,
+    /// Nothing starts from then on: a worker that stood still for long wakes up with its queue full of
+    /// what runs elsewhere by now.
+    lease_end: Option<Instant>,
     urgent: Option<Ticket>,
     pub(super) closed: bool,
     events: Vec<SlotEvent>,
@@ -50,6 +53,7 @@ impl Lane {
             running: 0,
             share: 1,
             paused: false,
+            lease_end: None,
             urgent: None,
             closed: false,
             events: Vec::new(),
@@ -154,6 +158,18 @@ impl Lane {
         }
     }
 
+    /// When the right of its tasks to start ends; they may start at any time without it.
+    pub(crate) fn set_lease_end(&self, lease_end: Option<Instant>) {
+        let mut state = self.slots.shared.lock();
+        let lane = state.lane(self.id).expect("an open lane has a state");
+        lane.lease_end = lease_end;
+        let wakes = lane.queued > 0 && state.idle > 0;
+        drop(state);
+        if wakes {
+            self.slots.shared.work.notify_all();
+        }
+    }
+
     fn with<T>(&self, what: impl FnOnce(&mut LaneState) -> T) -> T {
         what(self.slots.shared.lock().lane(self.id).expect("an open lane has a state"))
     }
@@ -193,7 +209,8 @@ impl LaneState {
     }
 
     pub(super) fn has_next(&self) -> bool {
-        if self.paused { self.urgent_waits() } else { self.queued > 0 }
+        let waits = if self.paused { self.urgent_waits() } else { self.queued > 0 };
+        waits && self.lease_end.is_none_or(|end| Instant::now() < end)
     }
 
     /// Takes the task that starts next.
