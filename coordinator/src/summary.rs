@@ -23,8 +23,8 @@ pub(crate) struct Counts {
     pub(crate) workers_lost: u64,
     /// Speculative attempts that came in first.
     pub(crate) speculative_wins: u64,
-    /// Workers that were left out, how often and for how long in all.
-    pub(crate) left_out: BTreeMap<String, (u32, Duration)>,
+    /// Workers that were left out for a time, and how often.
+    pub(crate) left_out: BTreeMap<String, u32>,
 }
 
 /// An item that failed, as the summary names it.
@@ -69,10 +69,10 @@ pub(crate) fn lines(
             None => lines.push(format!("widemap: all failures are in {file}")),
         }
     }
-    for (name, (times, in_all)) in &counts.left_out {
+    for (name, times) in &counts.left_out {
         lines.push(format!(
-            "widemap: worker {name} was left out {} ({in_all:?} in all): what it ran failed, what \
-             others ran did not; look at its log, or leave it away",
+            "widemap: worker {name} was left out {}: what it ran failed, what others ran did not \
+             (look at its log, or map without it)",
             plural(u64::from(*times), "time")
         ));
     }
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_last_line_sums_up_and_failures_are_named_before_it() {
-        let left_out = BTreeMap::from([("bob".to_owned(), (2, Duration::from_secs(3)))]);
+        let left_out = BTreeMap::from([("bob".to_owned(), 2)]);
         let counts =
             Counts { read: 10, ok: 8, failed: 1, workers: 2, left_out, ..Counts::default() };
         let failure = NamedFailure {
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(lines[0], "widemap: failed: item 3 `x\\r`: exited with status 1");
         assert!(lines[1].contains("carriage return"));
         assert_eq!(lines[2], "widemap: all failures are in f.jsonl; only those again:");
-        assert!(lines[4].starts_with("widemap: worker bob was left out 2 times (3s in all)"));
+        assert!(lines[4].starts_with("widemap: worker bob was left out 2 times: "));
         assert_eq!(
             lines.last().unwrap(),
             "widemap: 10 items, 1 failed, 1 not run, 0 retried; 2 workers, 0 lost; 0 speculative wins; 1.50 s"

@@ -48,7 +48,7 @@ impl Driver {
                 let name = self.fleet.name(worker).to_owned();
                 let why = "what it runs fails, what others run does not";
                 self.notices.say(&format!("worker {name} is left out for {for_time:?}: {why}"));
-                self.job.left_out(name, for_time);
+                self.job.left_out(name);
                 let for_ms = u64::try_from(for_time.as_millis()).unwrap_or(u64::MAX);
                 self.order(worker, Order::LeftOut(LeftOut { for_ms, why: why.to_owned() }));
             }

@@ -204,12 +204,15 @@ impl Driver {
             Report::Draining(deadline_ms) => {
                 tracing::info!(%worker, deadline_ms, "draining");
                 let name = self.fleet.name(worker).to_owned();
-                self.notices.say(&format!(
-                    "worker {name} is leaving: it finishes what it runs and gives back the rest"
-                ));
                 if let Some(entry) = self.fleet.worker_mut(worker) {
-                    entry.state = WorkerState::Draining;
-                    entry.is_leaving = true;
+                    if entry.state == WorkerState::Attached {
+                        entry.state = WorkerState::Draining;
+                    }
+                    if !std::mem::replace(&mut entry.is_leaving, true) {
+                        self.notices.say(&format!(
+                            "worker {name} is leaving: it finishes what it runs and gives back the rest"
+                        ));
+                    }
                 }
                 Event::WorkerDraining { worker }
             }

@@ -7,7 +7,6 @@ mod members;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -366,10 +365,8 @@ impl Job {
     }
 
     /// A worker is not used for a time.
-    pub(super) fn left_out(&mut self, name: String, for_time: Duration) {
-        let (times, in_all) = self.counts.left_out.entry(name).or_default();
-        *times += 1;
-        *in_all += for_time;
+    pub(super) fn left_out(&mut self, name: String) {
+        *self.counts.left_out.entry(name).or_default() += 1;
     }
 
     /// Items run again.
