@@ -298,7 +298,7 @@ impl Scheduler {
     }
 
     /// The job's attempt that is farthest ahead and could make room for the head.
-    fn farthest_ahead(&self, head: Key<Chunk>) -> Option<(Key<Worker>, AttemptId)> {
+    pub(crate) fn farthest_ahead(&self, head: Key<Chunk>) -> Option<(Key<Worker>, AttemptId)> {
         let job = self.chunks[head].job;
         let suspect = self.chunks[head].is_suspect();
         let previous = |&key: &Key<Chunk>| self.chunks[key].previous;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::attempt::Stage;
 use crate::chunk::{Chunk, ChunkState};
 use crate::job::Job;
+use crate::pool::LEVEL_BUSY;
 use crate::scheduler::{Due, Scheduler};
 use crate::slab::Key;
 use crate::worker::{Standing, Worker};
@@ -23,6 +24,7 @@ impl Scheduler {
         let mut chunks = 0;
         for (key, job) in self.jobs.iter() {
             chunks += self.check_job(key, job);
+            self.check_head(job);
         }
         assert_eq!(chunks, self.chunks.len(), "every chunk is of one job");
         let paused = |chunk: &Chunk| matches!(chunk.state, ChunkState::Paused { .. });
@@ -59,6 +61,28 @@ impl Scheduler {
             assert!(known, "the chunk of {attempt} is {state:?}");
         }
         list.len()
+    }
+
+    /// Where nothing more can be stored, the head of a job waits for no slot that it could have.
+    fn check_head(&self, job: &Job) {
+        let Some(head) = job.first.filter(|_| job.storage_full && self.cutting.is_none()) else {
+            return;
+        };
+        let chunk = &self.chunks[head];
+        if chunk.state != ChunkState::Ready || chunk.is_suspect() || chunk.reserved().is_some() {
+            return;
+        }
+        assert!(
+            self.pick_below(head, LEVEL_BUSY).is_none(),
+            "{}: the head waits beside an idle slot",
+            job.id
+        );
+        let ahead = self.farthest_ahead(head);
+        assert!(
+            ahead.is_none(),
+            "{}: the head waits behind {ahead:?}, which is ahead of it",
+            job.id
+        );
     }
 
     fn check_job(&self, key: Key<Job>, job: &Job) -> usize {
