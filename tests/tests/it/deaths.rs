@@ -48,7 +48,10 @@ fn a_worker_that_stood_still_past_its_lease_is_too_late() {
     assert_eq!(done.text(), numbers(1..=60));
     assert_eq!(counted(&done, "lost"), 1, "{}", done.stderr);
     let again = log.runs() - 60;
-    assert!(again <= 2, "{again} items ran again: more than ann had slots");
+    let ran = std::fs::read_to_string(log.path()).unwrap_or_default().replace('\n', " ");
+    // What ann was running when she stopped; and what she was given when she went on may run again
+    // too, since greetings that waited for her take the first stream from each other.
+    assert!(again <= 4, "{again} items ran again, more than twice ann's slots: {ran}; {}", done.stderr);
 }
 
 /// Scenario 3: with no worker left the map says that it waits, and goes on when one returns.
