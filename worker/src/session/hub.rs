@@ -53,11 +53,13 @@ enum TaskEnd {
     Greeted(Box<Attachment>),
     /// A stream ended before its hello.
     NoHello,
-    /// A session ended.
-    Session(CoordinatorId, Epoch),
+    /// The session of this number ended.
+    Session(CoordinatorId, u64),
 }
 
 struct Entry {
+    /// Counted over all sessions: one that takes its time to end must not take its successor along.
+    number: u64,
     epoch: Epoch,
     attachments: mpsc::Sender<Attachment>,
 }
@@ -66,6 +68,7 @@ struct Entry {
 struct Running {
     hub: Hub,
     sessions: BTreeMap<CoordinatorId, Entry>,
+    sessions_begun: u64,
     /// The last epoch of coordinators that have been here, the oldest first.
     epochs: VecDeque<(CoordinatorId, Epoch)>,
     tasks: JoinSet<TaskEnd>,
@@ -86,6 +89,7 @@ impl Hub {
         let mut running = Running {
             hub: self,
             sessions: BTreeMap::new(),
+            sessions_begun: 0,
             epochs: VecDeque::new(),
             tasks: JoinSet::new(),
             shares,
@@ -169,8 +173,8 @@ impl Running {
                 }
             },
             TaskEnd::NoHello => {}
-            TaskEnd::Session(coordinator, epoch) => {
-                if self.sessions.get(&coordinator).is_some_and(|entry| entry.epoch == epoch) {
+            TaskEnd::Session(coordinator, number) => {
+                if self.sessions.get(&coordinator).is_some_and(|entry| entry.number == number) {
                     self.sessions.remove(&coordinator);
                 }
             }
@@ -234,11 +238,13 @@ impl Running {
         tracing::info!(%coordinator, %epoch, build = %attachment.hello.build, "a coordinator");
         let (sender, attachments) = mpsc::channel(ATTACHMENTS_WAITING);
         // A former epoch's session ends when its sender is dropped here.
-        self.sessions.insert(coordinator, Entry { epoch, attachments: sender });
+        self.sessions_begun += 1;
+        let number = self.sessions_begun;
+        self.sessions.insert(coordinator, Entry { number, epoch, attachments: sender });
         let actor = self.actor(attachments);
         self.tasks.spawn(async move {
             actor.run(attachment).await;
-            TaskEnd::Session(coordinator, epoch)
+            TaskEnd::Session(coordinator, number)
         });
     }
 

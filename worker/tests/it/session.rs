@@ -306,6 +306,22 @@ async fn only_a_goodbye_ends_a_session_not_the_end_of_its_stream() {
 }
 
 #[tokio::test]
+async fn a_session_that_takes_long_to_end_does_not_take_its_successor_along() {
+    let worker = WorkerProcess::start(&["--slots", "2"]);
+    let mut former = worker.link().await;
+    former.open_job(shell("trap '' TERM; sleep 60")).await;
+    former.send(vec![assign(1, 0, b"x\n")]).await;
+    former.running(1).await;
+    // What it runs has its grace, of two seconds.
+    former.send(vec![Order::Goodbye]).await;
+    while former.next().await.is_ok() {}
+    let mut next = worker.link().await;
+    assert_eq!(next.held, []);
+    next.open_job(shell("sleep 3; echo $1")).await;
+    assert_eq!(next.run(1, b"mine\n").await.0, b"mine\n");
+}
+
+#[tokio::test]
 async fn a_lease_that_ends_ends_what_it_held() {
     let worker = WorkerProcess::start(&["--slots", "1"]);
     let brief = CoordinatorHello { linger_ms: 2_100, ..hello(1, 1) };
