@@ -46,7 +46,9 @@ mod tests {
         let id = ClusterId([0, 1, 2, 0xab, 0xff, 5, 6, 7]);
         assert_eq!(id.to_string(), "000102abff050607");
         assert_eq!(id.to_string().parse(), Ok(id));
-        for bad in ["", "000102abff05060", "000102abff0506071", "+00102abff050607", "g00102abff050607"] {
+        for bad in
+            ["", "000102abff05060", "000102abff0506071", "+00102abff050607", "g00102abff050607"]
+        {
             assert_eq!(bad.parse::<ClusterId>(), Err(ClusterIdError), "{bad}");
         }
     }

@@ -1,0 +1,14 @@
+//! Who is at the other end of a connection.
+
+use std::net::SocketAddr;
+
+use widemap_cluster::Role;
+
+/// The other end, as far as its connection has shown it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Where it dials from.
+    pub(crate) address: SocketAddr,
+    /// What its certificate lets it be; none without TLS, or with a certificate for no role.
+    pub(crate) role: Option<Role>,
+}
