@@ -111,6 +111,12 @@ pub const SESSIONS_MAX: usize = 64;
 /// Connections that a worker holds open.
 pub const CONNECTIONS_MAX: usize = 256;
 
+/// Connections to a worker that have not proved themselves yet.
+pub const HANDSHAKES_MAX: usize = 128;
+
+/// Refusals at a worker's door that are remembered, so that each is said once.
+pub const REFUSALS_REMEMBERED: usize = 64;
+
 /// Reports that wait for a coordinator that does not read, before its orders are not read either.
 pub const REPORTS_WAITING_MAX: usize = 4 * BATCH_ENTRIES_MAX;
 

@@ -62,6 +62,8 @@ pub struct Timers {
     pub lease_margin_ms: u64,
     /// How long one attempt to connect may take.
     pub connect_ms: u64,
+    /// How long a connection to a worker may take to prove itself.
+    pub handshake_ms: u64,
     /// The first pause between two attempts to connect; it doubles up to [`Timers::redial_max_ms`].
     pub redial_ms: u64,
     /// The longest pause between two attempts to connect.
@@ -86,6 +88,7 @@ impl Default for Timers {
             lease_ms: 20_000,
             lease_margin_ms: 2_000,
             connect_ms: 3_000,
+            handshake_ms: 5_000,
             redial_ms: 100,
             redial_max_ms: 2_000,
             kill_grace_ms: 2_000,
@@ -108,13 +111,14 @@ pub enum TimersError {
 }
 
 impl Timers {
-    const NAMES: [&'static str; 12] = [
+    const NAMES: [&'static str; 13] = [
         "heartbeat_ms",
         "keepalive_ms",
         "keepalive_timeout_ms",
         "lease_ms",
         "lease_margin_ms",
         "connect_ms",
+        "handshake_ms",
         "redial_ms",
         "redial_max_ms",
         "kill_grace_ms",
@@ -131,6 +135,7 @@ impl Timers {
             "lease_ms" => &mut self.lease_ms,
             "lease_margin_ms" => &mut self.lease_margin_ms,
             "connect_ms" => &mut self.connect_ms,
+            "handshake_ms" => &mut self.handshake_ms,
             "redial_ms" => &mut self.redial_ms,
             "redial_max_ms" => &mut self.redial_max_ms,
             "kill_grace_ms" => &mut self.kill_grace_ms,

@@ -264,6 +264,7 @@ fn config(options: Options, slots: u32) -> WorkerConfig {
         drain_timeout: options.drain_timeout,
         idle_timeout: options.idle_timeout,
         reflection: options.reflection,
+        identity: None,
     }
 }
 

@@ -21,9 +21,11 @@
 //! Then `widemap map --worker HOST:PORT --builtin count-words < lines`.
 
 mod cli;
+mod door;
 mod environment;
 mod function;
 mod job;
+mod peer;
 mod runtime;
 mod server;
 mod session;

@@ -1,19 +1,15 @@
 //! The worker as a gRPC server: the one file that knows tonic's server.
 
 use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::{Connected, Router, TcpConnectInfo};
+use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
-use widemap_common::limits::{CONNECTIONS_MAX, PART_BYTES_MAX, SESSIONS_MAX, STREAM_QUEUE};
+use widemap_common::limits::{PART_BYTES_MAX, SESSIONS_MAX, STREAM_QUEUE};
 use widemap_common::time::Timers;
 use widemap_proto::wire::worker_server::{Worker as WorkerService, WorkerServer};
 use widemap_proto::wire::{FromWorker, ToWorker};
@@ -25,9 +21,6 @@ const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
 /// Calls of one connection at a time: a session, health checks, reflection.
 const CALLS_MAX: u32 = 32;
-
-/// The pause after a connection could not be accepted, for lack of files say.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Streams that wait for their hello to be read.
 pub(crate) const STREAMS_WAITING: usize = SESSIONS_MAX;
@@ -90,93 +83,10 @@ impl WorkerService for Service {
     }
 }
 
-/// A connection over TCP, one of a bounded number.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    tcp: TcpStream,
-    _place: OwnedSemaphorePermit,
-}
-
-/// Accepts connections into `connections` until nobody takes them any more.
-pub(crate) async fn accept(
-    listener: TcpListener,
-    connections: mpsc::Sender<io::Result<Connection>>,
-) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = connections.closed() => return,
-        };
-        match accepted {
-            Ok((tcp, _)) => {
-                // Small messages must not wait for each other; where it fails they only do.
-                let _ = tcp.set_nodelay(true);
-                if connections.send(Ok(Connection { tcp, _place: place })).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
 /// The one connection of an embedded worker.
 pub(crate) fn only(stream: UnixStream) -> ReceiverStream<io::Result<UnixStream>> {
     let (sender, connections) = mpsc::channel(1);
     sender.try_send(Ok(stream)).expect("the channel has room for one");
     // The channel is closed behind it: the server accepts nothing more.
     ReceiverStream::new(connections)
-}
-
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.tcp.connect_info()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(context, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(context)
-    }
 }

@@ -14,6 +14,7 @@ use tokio_stream::Stream as Incoming;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
+use widemap_cluster::Identity;
 use widemap_common::ids::Incarnation;
 use widemap_common::limits::SLOTS_MAX;
 use widemap_common::spec::Runtime;
@@ -21,6 +22,7 @@ use widemap_common::time::Timers;
 use widemap_proto::VERSION;
 use widemap_proto::session::WorkerHello;
 
+use crate::door::Door;
 use crate::function::Registry;
 use crate::job::Host;
 use crate::server;
@@ -50,6 +52,8 @@ pub struct WorkerConfig {
     pub idle_timeout: Option<Duration>,
     /// Whether it serves gRPC reflection.
     pub reflection: bool,
+    /// What it proves itself with, and whom it serves; without one, whoever reaches it.
+    pub identity: Option<Arc<Identity>>,
 }
 
 impl Default for WorkerConfig {
@@ -63,6 +67,7 @@ impl Default for WorkerConfig {
             drain_timeout: Duration::ZERO,
             idle_timeout: None,
             reflection: false,
+            identity: None,
         }
     }
 }
@@ -73,6 +78,9 @@ pub enum WorkerError {
     /// Its slots could not be made.
     #[error("cannot make the slots: {0}")]
     Slots(#[source] io::Error),
+    /// Its certificate cannot be used.
+    #[error("cannot use the certificate: {0}")]
+    Identity(#[source] io::Error),
     /// Reflection could not be set up.
     #[error("cannot serve reflection: {0}")]
     Reflection(#[source] tonic_reflection::server::Error),
@@ -126,10 +134,12 @@ impl Worker {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), WorkerError> {
+        let door = Door::new(self.config.identity.clone(), &self.config.timers)
+            .map_err(WorkerError::Identity)?;
         let (sender, connections) = mpsc::channel(1);
         let serving = self.serve_incoming(ReceiverStream::new(connections), shutdown);
         let accepting = async {
-            server::accept(listener, sender).await;
+            door.keep(listener, sender).await;
             std::future::pending().await
         };
         tokio::select! {

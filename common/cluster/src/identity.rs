@@ -85,6 +85,20 @@ pub enum IdentityError {
     },
 }
 
+impl Wanted {
+    /// Whether nothing is said.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What is said here, or else what is said there: the levels do not mix.
+    #[must_use]
+    pub fn or(self, lower: Self) -> Self {
+        if self.is_empty() { lower } else { self }
+    }
+}
+
 impl Identity {
     /// The identity that was asked for, or the one of the usual key file; `None` if nothing was asked
     /// for and there is no key file.

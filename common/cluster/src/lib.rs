@@ -7,6 +7,7 @@
 mod authority;
 pub mod bundle;
 mod cluster_id;
+pub mod config;
 mod identity;
 pub mod key;
 pub mod mdns;

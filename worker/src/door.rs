@@ -1,0 +1,323 @@
+//! The worker's door: connections are accepted at once and proved before they count, whoever knocks.
+//!
+//! A connection without a key must begin like HTTP/2, one with a key must complete a TLS handshake,
+//! both within a few seconds. Of those that have not, only so many are kept: one more pushes out the
+//! oldest of the address that has most, so that a crowd from one place keeps nobody else out.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+use tonic::transport::server::Connected;
+use widemap_cluster::{Distrust, Identity};
+use widemap_common::limits::{CONNECTIONS_MAX, HANDSHAKES_MAX, REFUSALS_REMEMBERED};
+use widemap_common::time::Timers;
+
+use crate::peer::Peer;
+
+/// The pause after a connection could not be accepted, for lack of files say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A refusal of one address for one reason is said once in so long.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(60);
+
+/// How every HTTP/2 connection begins (RFC 9113, section 3.4).
+const HTTP2: &[u8] = b"PRI * HTTP/2.0";
+
+/// How long to wait for the rest of a beginning that has come in part.
+const REST: Duration = Duration::from_millis(20);
+
+/// What a TLS record of a handshake begins with.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Who may come in, and how long that may take to show.
+pub(crate) struct Door {
+    prover: Prover,
+    patience: Duration,
+    places: Arc<Semaphore>,
+    handshakes: JoinSet<Result<Connection, (SocketAddr, Refusal)>>,
+    pending: VecDeque<Pending>,
+    refusals: Refusals,
+}
+
+/// How a connection is proved.
+#[derive(Clone)]
+enum Prover {
+    /// It is not: it only has to speak HTTP/2.
+    Nobody,
+    /// By mutual TLS.
+    Tls(TlsAcceptor, Arc<Identity>),
+}
+
+/// A connection that is not proved yet.
+struct Pending {
+    address: IpAddr,
+    task: AbortHandle,
+}
+
+/// Why a connection was not let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Refusal {
+    /// It did not prove itself in time.
+    TooSlow,
+    /// It left before it had.
+    Left,
+    /// It began a TLS handshake with a worker that has no key.
+    Tls,
+    /// It speaks something else.
+    NotHttp2,
+    /// It is not believed, or does not believe this worker.
+    Distrust(Distrust),
+    /// The worker has as many connections as it keeps.
+    Full,
+}
+
+/// A connection that has been let in, one of a bounded number.
+pub(crate) struct Connection {
+    stream: Stream,
+    peer: Peer,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Plain, or encrypted.
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+impl Door {
+    /// A door for members of the identity's cluster; without one, for everybody who can reach it.
+    ///
+    /// # Errors
+    /// If the identity's certificate cannot be used.
+    pub(crate) fn new(identity: Option<Arc<Identity>>, timers: &Timers) -> io::Result<Self> {
+        let prover = match identity {
+            None => Prover::Nobody,
+            Some(identity) => {
+                let config = identity.server().map_err(io::Error::other)?;
+                Prover::Tls(TlsAcceptor::from(config), identity)
+            }
+        };
+        Ok(Self {
+            prover,
+            patience: Duration::from_millis(timers.handshake_ms),
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            handshakes: JoinSet::new(),
+            pending: VecDeque::new(),
+            refusals: Refusals::default(),
+        })
+    }
+
+    /// Lets connections of `listener` into `connections` until nobody takes them any more.
+    pub(crate) async fn keep(
+        mut self,
+        listener: TcpListener,
+        connections: mpsc::Sender<io::Result<Connection>>,
+    ) {
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, address)) => self.begin(stream, address),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(ended) = self.handshakes.join_next() => {
+                    self.pending.retain(|pending| !pending.task.is_finished());
+                    match ended {
+                        Ok(Ok(connection)) => {
+                            if connections.send(Ok(connection)).await.is_err() {
+                                return;
+                            }
+                        }
+                        Ok(Err((address, refusal))) => self.refusals.say(address, &refusal),
+                        Err(error) if error.is_panic() => {
+                            std::panic::resume_unwind(error.into_panic());
+                        }
+                        // It was pushed out.
+                        Err(_) => {}
+                    }
+                }
+                () = connections.closed() => return,
+            }
+        }
+    }
+
+    /// Starts to prove a connection.
+    fn begin(&mut self, stream: TcpStream, address: SocketAddr) {
+        // Small messages must not wait for each other; where it fails they only do.
+        let _ = stream.set_nodelay(true);
+        if self.pending.len() >= HANDSHAKES_MAX {
+            self.push_out();
+        }
+        let (prover, places, patience) = (self.prover.clone(), self.places.clone(), self.patience);
+        let task = self.handshakes.spawn(async move {
+            let proved = tokio::time::timeout(patience, prover.prove(stream, address)).await;
+            let proved = proved.unwrap_or(Err(Refusal::TooSlow)).and_then(|(stream, peer)| {
+                let place = places.try_acquire_owned().map_err(|_| Refusal::Full)?;
+                Ok(Connection { stream, peer, _place: place })
+            });
+            proved.map_err(|refusal| (address, refusal))
+        });
+        self.pending.push_back(Pending { address: address.ip(), task });
+    }
+
+    /// Makes room: the oldest of the address that has most unproved connections goes.
+    fn push_out(&mut self) {
+        let of = |address: IpAddr| self.pending.iter().filter(|p| p.address == address).count();
+        let crowd = self.pending.iter().map(|pending| pending.address).max_by_key(|&a| of(a));
+        let oldest = self.pending.iter().position(|pending| Some(pending.address) == crowd);
+        if let Some(pending) = oldest.and_then(|index| self.pending.remove(index)) {
+            pending.task.abort();
+            self.refusals.say(SocketAddr::new(pending.address, 0), &Refusal::TooSlow);
+        }
+    }
+}
+
+impl Prover {
+    async fn prove(
+        self,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<(Stream, Peer), Refusal> {
+        match self {
+            Self::Nobody => {
+                begins_like_http2(&stream).await?;
+                Ok((Either::Left(stream), Peer { address, role: None }))
+            }
+            Self::Tls(acceptor, identity) => {
+                let stream = acceptor.accept(stream).await.map_err(|error| {
+                    Distrust::of_io(&error).map_or(Refusal::Left, Refusal::Distrust)
+                })?;
+                let certificates = stream.get_ref().1.peer_certificates();
+                let role = certificates.and_then(|chain| identity.peer_role(chain.first()?));
+                Ok((Either::Right(Box::new(stream)), Peer { address, role }))
+            }
+        }
+    }
+}
+
+/// Waits for the first bytes of a connection, which stay unread.
+async fn begins_like_http2(stream: &TcpStream) -> Result<(), Refusal> {
+    let mut bytes = [0; HTTP2.len()];
+    loop {
+        let count = stream.peek(&mut bytes).await.map_err(|_| Refusal::Left)?;
+        match &bytes[..count] {
+            [] => return Err(Refusal::Left),
+            [TLS_HANDSHAKE, ..] => return Err(Refusal::Tls),
+            begun if !HTTP2.starts_with(begun) => return Err(Refusal::NotHttp2),
+            begun if begun.len() == HTTP2.len() => return Ok(()),
+            _ => tokio::time::sleep(REST).await,
+        }
+    }
+}
+
+/// What was said lately, so that a crowd at the door does not fill the log.
+#[derive(Default)]
+struct Refusals {
+    said: VecDeque<(IpAddr, Refusal, Instant)>,
+    unsaid: u64,
+}
+
+impl Refusals {
+    fn say(&mut self, address: SocketAddr, refusal: &Refusal) {
+        if *refusal == Refusal::Left {
+            // As a probe of the port does.
+            return tracing::debug!("{} left before it had proved itself", address.ip());
+        }
+        let now = Instant::now();
+        self.said.retain(|(.., at)| now.duration_since(*at) < REFUSAL_PAUSE);
+        let known =
+            |(said, why, _): &(IpAddr, Refusal, Instant)| *said == address.ip() && why == refusal;
+        if self.said.iter().any(known) || self.said.len() >= REFUSALS_REMEMBERED {
+            self.unsaid += 1;
+            return;
+        }
+        self.said.push_back((address.ip(), refusal.clone(), now));
+        match std::mem::take(&mut self.unsaid) {
+            0 => tracing::warn!("refused a connection from {}: {refusal}", address.ip()),
+            unsaid => tracing::warn!(
+                "refused a connection from {}: {refusal}; {unsaid} more were refused meanwhile",
+                address.ip()
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooSlow => f.write_str("it did not prove itself in time"),
+            Self::Left => f.write_str("it left before it had proved itself"),
+            Self::Tls => f.write_str(
+                "it speaks TLS, and this worker has no key: give it the key of the cluster \
+                 (--key FILE)",
+            ),
+            Self::NotHttp2 => f.write_str("it does not speak HTTP/2"),
+            Self::Distrust(Distrust::NotTls) => {
+                f.write_str("it does not speak TLS: has it no key, or is it no widemap at all?")
+            }
+            Self::Distrust(distrust) => distrust.fmt(f),
+            Self::Full => write!(f, "there are {CONNECTIONS_MAX} connections already"),
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
