@@ -198,3 +198,13 @@ pub const STDERR_LINES_SHOWN: usize = 20;
 
 /// Characters of a message from elsewhere that are shown.
 pub const LINE_CHARS_SHOWN: usize = 400;
+
+/// The longest name that is announced: with its key it must fit one property of an mDNS TXT record,
+/// 255 bytes.
+pub const ANNOUNCED_NAME_BYTES_MAX: usize = 250;
+
+/// Announced instances that are known at a time, far more than workers can be used.
+pub const ANNOUNCEMENTS_MAX: usize = 16_384;
+
+/// Addresses of one announced instance that are told of.
+pub const ANNOUNCED_ADDRESSES_MAX: usize = 16;
