@@ -9,6 +9,7 @@ pub mod bundle;
 mod cluster_id;
 pub mod config;
 mod identity;
+pub mod interfaces;
 pub mod key;
 pub mod mdns;
 pub mod record;
