@@ -208,3 +208,30 @@ pub const ANNOUNCEMENTS_MAX: usize = 16_384;
 
 /// Addresses of one announced instance that are told of.
 pub const ANNOUNCED_ADDRESSES_MAX: usize = 16;
+
+/// How often the mDNS daemon of this process is looked at.
+pub const MDNS_CHECK_MS: u64 = 1_000;
+
+/// Checks that it may leave unanswered before it is replaced.
+pub const MDNS_CHECKS_UNANSWERED_MAX: u32 = 5;
+
+/// Records that it may remember before it is replaced: an instance has at least four.
+pub const MDNS_RECORDS_MAX: i64 = 4 * ANNOUNCEMENTS_MAX as i64;
+
+/// Times of records to come that it may remember before it is replaced.
+pub const MDNS_TIMERS_MAX: i64 = 8 * MDNS_RECORDS_MAX;
+
+/// How long nothing is heard by mDNS after the daemon had to be given up; it doubles each time.
+pub const MDNS_PAUSE_MS: u64 = 100;
+
+/// How long nothing is heard after that at the most.
+pub const MDNS_PAUSE_MS_MAX: u64 = 10_000;
+
+/// How long those that were known to a former daemon have to be heard by its successor.
+pub const MDNS_CONFIRM_MS: u64 = 10_000;
+
+/// How long a goodbye by mDNS may take.
+pub const MDNS_GOODBYE_MS: u64 = 500;
+
+/// How often interfaces that have come or gone are looked for, for mDNS.
+pub const MDNS_INTERFACES_S: u32 = 2;
