@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
@@ -12,6 +14,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use widemap_cluster::config::{Config, ConfigError};
+use widemap_cluster::mdns::{Announcer, MdnsError, Service};
+use widemap_cluster::{Identity, IdentityError, Role, Wanted};
 use widemap_common::limits::SLOTS_MAX;
 use widemap_common::spec::Runtime;
 use widemap_common::time::Timers;
@@ -33,19 +38,50 @@ const BY_SIGNAL: u8 = 128;
 #[command(
     name = "widemap-worker",
     version,
-    after_help = "Example: widemap-worker --listen 127.0.0.1:7433 --slots 4\n         \
-                  seq 10 | widemap map --worker 127.0.0.1:7433 --builtin square"
+    after_help = "On this host alone:    widemap-worker --listen 127.0.0.1:7433\n\
+                  On several hosts:      widemap key new, the same file on each, then: widemap-worker"
 )]
 struct Options {
-    /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", help_heading = "Where")]
-    listen: String,
-    /// Listen beyond this host without a key: whoever reaches the port runs commands here
-    #[arg(long, help_heading = "Where")]
-    insecure: bool,
+    /// Where to listen; port 0 takes a free one [default: 0.0.0.0:7433 with a key, else 127.0.0.1:0]
+    #[arg(long, value_name = "ADDR", help_heading = "Where")]
+    listen: Option<String>,
     /// Do not announce the worker on the local network
     #[arg(long, help_heading = "Where")]
     no_mdns: bool,
+    /// Announce it over this interface alone; may be repeated
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Where",
+        conflicts_with = "no_mdns",
+        env = "WIDEMAP_MDNS_INTERFACE",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    mdns_interface: Vec<String>,
+
+    /// The cluster's key, or a worker bundle [default: ~/.config/widemap/key, /etc/widemap/key]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Trust",
+        conflicts_with = "insecure",
+        env = "WIDEMAP_KEY",
+        hide_env_values = true
+    )]
+    key: Option<PathBuf>,
+    /// Certificates made elsewhere: this worker's own, in PEM form
+    #[arg(long, value_name = "FILE", help_heading = "Trust", conflicts_with = "insecure")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", help_heading = "Trust")]
+    tls_key: Option<PathBuf>,
+    /// The authority that certifies coordinators
+    #[arg(long, value_name = "FILE", help_heading = "Trust")]
+    tls_ca: Option<PathBuf>,
+    /// No key, and beyond this host all the same: whoever reaches the port runs commands here
+    #[arg(long, help_heading = "Trust")]
+    insecure: bool,
 
     /// Items that run at a time [default: the cores]
     #[arg(long, value_name = "N", help_heading = "What",
@@ -79,13 +115,18 @@ struct Options {
         value_name = "LEVEL",
         env = "WIDEMAP_LOG",
         hide_env_values = true,
-        default_value = "warn",
         help_heading = "Log"
     )]
-    log: String,
-    /// How it is logged
-    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
-    log_format: LogFormat,
+    log: Option<String>,
+    /// How it is logged: text, json
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        help_heading = "Log",
+        env = "WIDEMAP_LOG_FORMAT",
+        hide_env_values = true
+    )]
+    log_format: Option<LogFormat>,
 
     #[arg(long, hide = true, value_name = "NAME=MS,...")]
     timers: Option<Timers>,
@@ -104,13 +145,24 @@ enum CliError {
     Address(String, #[source] io::Error),
     #[error(
         "--listen {0}: without a key, whoever reaches that port runs commands here as this user.\n  \
-         Listen on 127.0.0.1 (an SSH tunnel reaches it: ssh -L 7433:127.0.0.1:PORT HOST),\n  \
+         Make a key (widemap key new), copy the file to every host, and start the worker again;\n  \
+         or listen on 127.0.0.1 (an SSH tunnel reaches it: ssh -L 7433:127.0.0.1:PORT HOST),\n  \
          or add --insecure if everybody on the network is trusted"
     )]
     NotLoopback(SocketAddr),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{path}: log-format: `{text}` is neither text nor json")]
+    LogFormat { path: String, text: String },
+    #[error(
+        "cannot announce the worker by mDNS: {0}\n  Name it to those who use it (--worker HOST:PORT) and add --no-mdns"
+    )]
+    Mdns(#[from] MdnsError),
     #[error("--log {0}: {1}")]
     Log(String, #[source] tracing_subscriber::filter::ParseError),
-    #[error("cannot listen on {0}: {1}")]
+    #[error("cannot listen on {0}: {1}{hint}", hint = in_use(.1))]
     Listen(String, #[source] io::Error),
     #[error("{0}")]
     Spawner(#[from] SpawnerError),
@@ -125,10 +177,25 @@ enum CliError {
 impl CliError {
     fn status(&self) -> u8 {
         match self {
-            Self::Address(..) | Self::NotLoopback(_) | Self::Log(..) => USAGE,
-            Self::Listen(..) | Self::Spawner(_) | Self::Runtime(_) => NOT_UP,
+            Self::Address(..)
+            | Self::NotLoopback(_)
+            | Self::Log(..)
+            | Self::LogFormat { .. }
+            | Self::Identity(_)
+            | Self::Config(_) => USAGE,
+            Self::Mdns(_) | Self::Listen(..) | Self::Spawner(_) | Self::Runtime(_) => NOT_UP,
             Self::Announce(_) | Self::Worker(_) => 1,
         }
+    }
+}
+
+/// What to do where the port is taken, most likely by another worker.
+fn in_use(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "\n  Another worker on this host? --listen 0.0.0.0:0 takes a free port (on this host alone: 127.0.0.1:0)"
+        }
+        _ => "",
     }
 }
 
@@ -154,40 +221,94 @@ pub fn main(registry: Registry) -> ExitCode {
 }
 
 fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
-    let addresses = addresses(&options)?;
+    let config = Config::find()?;
+    let filter = options.log.clone().or_else(|| config.log.clone()).unwrap_or("warn".to_owned());
     let filter = EnvFilter::builder()
-        .parse(&options.log)
-        .map_err(|error| CliError::Log(options.log.clone(), error))?;
+        .parse(&filter)
+        .map_err(|error| CliError::Log(filter.clone(), error))?;
+    let log_format = log_format(&options, &config)?;
     let slots = options.slots.unwrap_or_else(|| {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         u32::try_from(cores).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)
     });
-    // Before anything that may start a thread.
+    // Before anything that may start a thread, and before there is a secret in memory.
     let spawner = Spawner::start(slots)?;
-    start_log(filter, options.log_format);
+    start_log(filter, log_format);
+    let identity = identity(&options, &config)?.map(Arc::new);
+    let listen = listen(&options, identity.is_some());
+    let addresses = addresses(&listen, identity.is_some() || options.insecure)?;
     // Measured best: one thread serves the streams, and the slots have theirs.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(addresses.as_slice())
-            .await
-            .map_err(|error| CliError::Listen(options.listen.clone(), error))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| CliError::Listen(options.listen.clone(), error))?;
-        announce(address, options.insecure).map_err(CliError::Announce)?;
+        let unbound = |error| CliError::Listen(listen.clone(), error);
+        let listener = TcpListener::bind(addresses.as_slice()).await.map_err(unbound)?;
+        let address = listener.local_addr().map_err(unbound)?;
+        let announced = is_announced(&options, &config, address);
+        let interfaces = match options.mdns_interface.is_empty() {
+            true => config.mdns_interface.clone(),
+            false => options.mdns_interface.clone(),
+        };
+        say_start(address, &options, identity.as_deref()).map_err(CliError::Announce)?;
         let patience = options.drain_timeout;
-        let worker = Worker::new(config(options, slots), registry, spawner);
-        serve(worker, listener, patience).await
+        let worker = Worker::new(worker_config(options, slots, identity), registry, spawner);
+        let announcer = match announced {
+            true => Some(Announcer::start(
+                Service::Worker,
+                &worker.announcement(),
+                address.port(),
+                address.ip(),
+                &interfaces,
+            )?),
+            false => None,
+        };
+        serve(worker, listener, announcer, patience).await
     })
+}
+
+/// The identity that flags or variables name, or else the configuration file, or else the usual key.
+fn identity(options: &Options, config: &Config) -> Result<Option<Identity>, CliError> {
+    if options.insecure {
+        return Ok(None);
+    }
+    let wanted = Wanted {
+        key: options.key.clone(),
+        certificate: options.tls_cert.clone(),
+        private_key: options.tls_key.clone(),
+        authority: options.tls_ca.clone(),
+    };
+    Ok(Identity::find(&wanted.or(config.identity()), Role::Worker)?)
+}
+
+fn log_format(options: &Options, config: &Config) -> Result<LogFormat, CliError> {
+    match (options.log_format, &config.log_format) {
+        (Some(format), _) => Ok(format),
+        (None, None) => Ok(LogFormat::Text),
+        (None, Some(text)) => LogFormat::from_str(text, false).map_err(|_| CliError::LogFormat {
+            path: config.path.as_deref().unwrap_or(Path::new("widemap.toml")).display().to_string(),
+            text: text.clone(),
+        }),
+    }
+}
+
+/// Where to listen: beyond this host only with a key, unless that is said.
+fn listen(options: &Options, has_identity: bool) -> String {
+    let default = if has_identity { "0.0.0.0:7433" } else { "127.0.0.1:0" };
+    options.listen.clone().unwrap_or_else(|| default.to_owned())
+}
+
+/// Nobody beyond this host can dial a worker on loopback.
+fn is_announced(options: &Options, config: &Config, address: SocketAddr) -> bool {
+    !options.no_mdns && config.mdns != Some(false) && !address.ip().is_loopback()
 }
 
 /// Serves until a first signal has drained the worker, or a second one ends it at once.
 async fn serve(
     worker: Worker,
     listener: TcpListener,
+    announcer: Option<Announcer>,
     drain_timeout: Duration,
 ) -> Result<u8, CliError> {
     let shutdown = CancellationToken::new();
@@ -206,6 +327,12 @@ async fn serve(
             "draining: no new work; what runs has up to {drain_timeout:?}; a second signal ends at once"
         ));
         shutdown.cancel();
+        if let Some(announcer) = announcer {
+            tokio::select! {
+                () = announcer.goodbye() => {}
+                number = next_signal() => return number,
+            }
+        }
         next_signal().await
     };
     tokio::select! {
@@ -220,31 +347,48 @@ async fn serve(
     }
 }
 
-/// The addresses to listen on, none of them beyond this host unless that was said.
-fn addresses(options: &Options) -> Result<Vec<SocketAddr>, CliError> {
-    let addresses: Vec<_> = options
-        .listen
+/// The addresses to listen on, none of them beyond this host unless whoever comes is proved, or that
+/// was said not to matter.
+fn addresses(listen: &str, beyond: bool) -> Result<Vec<SocketAddr>, CliError> {
+    let addresses: Vec<_> = listen
         .to_socket_addrs()
-        .map_err(|error| CliError::Address(options.listen.clone(), error))?
+        .map_err(|error| CliError::Address(listen.to_owned(), error))?
         .collect();
     match addresses.iter().find(|address| !address.ip().is_loopback()) {
-        Some(open) if !options.insecure => Err(CliError::NotLoopback(*open)),
+        Some(open) if !beyond => Err(CliError::NotLoopback(*open)),
         _ => Ok(addresses),
     }
 }
 
 /// Says where the worker listens, on standard output for programs and on standard error for people.
-fn announce(address: SocketAddr, insecure: bool) -> io::Result<()> {
+fn say_start(
+    address: SocketAddr,
+    options: &Options,
+    identity: Option<&Identity>,
+) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "listening on {address}")?;
     stdout.flush()?;
-    if insecure && !address.ip().is_loopback() {
-        say(&format!(
-            "WARNING: --insecure: whoever reaches {address} runs commands on this host as this user"
-        ));
-    }
     let port = address.port();
-    say(&format!("use it from this host: widemap map --worker 127.0.0.1:{port} -- COMMAND"));
+    match identity {
+        Some(identity) => {
+            let cluster =
+                identity.cluster().map_or_else(String::new, |id| format!("cluster {id}, "));
+            say(&format!("{cluster}by the {}", identity.source()));
+        }
+        None if !address.ip().is_loopback() => say(&format!(
+            "WARNING: --insecure: whoever reaches {address} runs commands on this host as this user"
+        )),
+        None if options.insecure => {
+            say("WARNING: --insecure: every user of this host can run commands as this user");
+        }
+        None => {
+            say(&format!(
+                "use it from this host: widemap map --worker 127.0.0.1:{port} -- COMMAND"
+            ));
+            say("for other hosts: widemap key new, the same file on each of them, start it again");
+        }
+    }
     Ok(())
 }
 
@@ -253,7 +397,7 @@ fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-fn config(options: Options, slots: u32) -> WorkerConfig {
+fn worker_config(options: Options, slots: u32, identity: Option<Arc<Identity>>) -> WorkerConfig {
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     WorkerConfig {
         name: options.name.unwrap_or_else(host),
@@ -264,7 +408,7 @@ fn config(options: Options, slots: u32) -> WorkerConfig {
         drain_timeout: options.drain_timeout,
         idle_timeout: options.idle_timeout,
         reflection: options.reflection,
-        identity: None,
+        identity,
     }
 }
 
@@ -314,17 +458,19 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_is_listened_on_without_insecure() {
-        let parse = |args: &[&str]| {
+    fn only_loopback_is_listened_on_without_a_key_or_insecure() {
+        let parse = |args: &[&str], has_identity: bool| {
             let args = ["widemap-worker"].iter().chain(args);
-            addresses(&Options::try_parse_from(args).expect("the flags are good"))
+            let options = Options::try_parse_from(args).expect("the flags are good");
+            addresses(&listen(&options, has_identity), has_identity || options.insecure)
         };
-        assert!(parse(&[]).is_ok());
-        assert!(parse(&["--listen", "[::1]:0"]).is_ok());
-        assert!(parse(&["--listen", "0.0.0.0:7433", "--insecure"]).is_ok());
-        let refused = parse(&["--listen", "0.0.0.0:7433"]).expect_err("it is refused");
+        assert_eq!(parse(&[], false).unwrap(), ["127.0.0.1:0".parse().unwrap()]);
+        assert_eq!(parse(&[], true).unwrap(), ["0.0.0.0:7433".parse().unwrap()]);
+        assert!(parse(&["--listen", "[::1]:0"], false).is_ok());
+        assert!(parse(&["--listen", "0.0.0.0:7433", "--insecure"], false).is_ok());
+        let refused = parse(&["--listen", "0.0.0.0:7433"], false).expect_err("it is refused");
         assert_eq!(refused.status(), USAGE);
         assert!(refused.to_string().contains("--insecure"), "{refused}");
-        assert!(parse(&["--listen", "7433"]).is_err());
+        assert!(parse(&["--listen", "7433"], false).is_err());
     }
 }

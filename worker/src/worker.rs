@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use widemap_cluster::Identity;
+use widemap_cluster::record::Announcement;
 use widemap_common::ids::Incarnation;
 use widemap_common::limits::SLOTS_MAX;
 use widemap_common::spec::Runtime;
@@ -102,26 +103,52 @@ pub struct Worker {
     registry: Registry,
     spawner: Option<Spawner>,
     embedded: bool,
+    incarnation: Incarnation,
 }
 
 impl Worker {
     /// A worker of its own process.
     #[must_use]
     pub fn new(config: WorkerConfig, registry: Registry, spawner: Spawner) -> Self {
-        Self { config, registry, spawner: Some(spawner), embedded: false }
+        Self::build(config, registry, Some(spawner), false)
     }
 
     /// A worker inside a coordinator: its processes may work in the directory and environment of
     /// this one, and what it holds ends with its stream.
     #[must_use]
     pub fn embedded(config: WorkerConfig, registry: Registry, spawner: Spawner) -> Self {
-        Self { config, registry, spawner: Some(spawner), embedded: true }
+        Self::build(config, registry, Some(spawner), true)
     }
 
     /// A worker that runs registered functions and no commands, so that it needs no spawner.
     #[must_use]
     pub fn functions_only(config: WorkerConfig, registry: Registry) -> Self {
-        Self { config, registry, spawner: None, embedded: false }
+        Self::build(config, registry, None, false)
+    }
+
+    fn build(
+        mut config: WorkerConfig,
+        registry: Registry,
+        spawner: Option<Spawner>,
+        embedded: bool,
+    ) -> Self {
+        config.slots = config.slots.clamp(1, SLOTS_MAX);
+        if let Some(spawner) = &spawner {
+            config.slots = config.slots.min(spawner.slots());
+        }
+        Self { config, registry, spawner, embedded, incarnation: Incarnation(fastrand::u64(..)) }
+    }
+
+    /// What is told of it to whoever looks for workers.
+    #[must_use]
+    pub fn announcement(&self) -> Announcement {
+        Announcement {
+            name: self.config.name.clone(),
+            protocol: (VERSION.major, VERSION.minor),
+            incarnation: self.incarnation,
+            slots: self.config.slots,
+            cluster: self.config.identity.as_ref().and_then(|identity| identity.cluster()),
+        }
     }
 
     /// Serves coordinators that connect to `listener`. When `shutdown` is cancelled the worker
@@ -201,12 +228,11 @@ impl Worker {
 
     /// Makes the slots, and what serves sessions with them.
     fn start(self) -> Result<(Arc<Slots>, Hub), WorkerError> {
-        let Self { config, registry, spawner, embedded } = self;
-        let mut slot_count = config.slots.clamp(1, SLOTS_MAX);
+        let Self { config, registry, spawner, embedded, incarnation } = self;
+        let slot_count = config.slots;
         let mut runtimes = config.runtimes;
-        match &spawner {
-            Some(spawner) => slot_count = slot_count.min(spawner.slots()),
-            None => runtimes.retain(|runtime| *runtime == Runtime::Builtin),
+        if spawner.is_none() {
+            runtimes.retain(|runtime| *runtime == Runtime::Builtin);
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let private = spawner.as_ref().map(|spawner| spawner.directory().to_owned());
@@ -216,7 +242,7 @@ impl Worker {
             version: VERSION,
             build: format!("widemap-worker {}", env!("CARGO_PKG_VERSION")),
             name: config.name.clone(),
-            incarnation: Incarnation(fastrand::u64(..)),
+            incarnation,
             slots: slot_count,
             runtimes: runtimes.clone(),
             labels: config.labels,
