@@ -235,3 +235,12 @@ pub const MDNS_GOODBYE_MS: u64 = 500;
 
 /// How often interfaces that have come or gone are looked for, for mDNS.
 pub const MDNS_INTERFACES_S: u32 = 2;
+
+/// Addresses that are tried to reach one worker.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// Announced places where no worker has answered yet that are dialled at a time.
+pub const HINTED_LINKS_MAX: usize = 512;
+
+/// Announcements of no use that are shown.
+pub const UNUSED_SHOWN: usize = 64;

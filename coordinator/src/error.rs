@@ -37,6 +37,28 @@ pub(crate) enum MapError {
         /// Why.
         problem: String,
     },
+    /// The key, or what stands for it, cannot be used.
+    #[error(transparent)]
+    Identity(#[from] widemap_cluster::IdentityError),
+    /// The own certificate cannot be used.
+    #[error("the certificate cannot be used: {0}")]
+    Certificate(String),
+    /// The configuration file cannot be used.
+    #[error(transparent)]
+    Config(#[from] widemap_cluster::config::ConfigError),
+    /// A value in the configuration file makes no sense.
+    #[error("{path}: {what}: {problem}")]
+    Configured {
+        /// The file.
+        path: PathBuf,
+        /// Which value.
+        what: &'static str,
+        /// Why.
+        problem: String,
+    },
+    /// There is a key, no place, and mDNS is turned off.
+    #[error("no place is named, and with mDNS turned off there is nobody to ask")]
+    NobodyToAsk,
     /// The log's filter cannot be read.
     #[error("--log: {0}")]
     LogFilter(#[from] tracing_subscriber::filter::ParseError),
@@ -109,6 +131,9 @@ impl MapError {
             Self::NoWorkers { .. } => {
                 "start `widemap-worker` there, or run on this machine with --local N"
             }
+            Self::NobodyToAsk => {
+                "name workers (--worker HOST, --workers-file, --dns), or run on this machine with --local N"
+            }
             Self::Unbalanced(_) => "please report it with the command and its receipt",
             _ => return None,
         })
@@ -126,6 +151,10 @@ impl MapError {
             | Self::SeveralLists
             | Self::Flag { .. }
             | Self::LogFilter(_)
+            | Self::Identity(_)
+            | Self::Certificate(_)
+            | Self::Config(_)
+            | Self::Configured { .. }
             | Self::FromFailures { .. }
             | Self::FailuresFile(_)
             | Self::Unusable { .. } => exit::USAGE,
@@ -142,6 +171,7 @@ impl MapError {
             | Self::Start(_)
             | Self::Spawner(_)
             | Self::NoWorkers { .. }
+            | Self::NobodyToAsk
             | Self::Unbalanced(_) => exit::CLUSTER,
         }
     }

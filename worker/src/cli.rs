@@ -60,15 +60,9 @@ struct Options {
     )]
     mdns_interface: Vec<String>,
 
-    /// The cluster's key, or a worker bundle [default: ~/.config/widemap/key, /etc/widemap/key]
-    #[arg(
-        long,
-        value_name = "FILE",
-        help_heading = "Trust",
-        conflicts_with = "insecure",
-        env = "WIDEMAP_KEY",
-        hide_env_values = true
-    )]
+    /// The cluster's key, or a worker bundle [default: ~/.config/widemap/key, /etc/widemap/key; env:
+    /// WIDEMAP_KEY]
+    #[arg(long, value_name = "FILE", help_heading = "Trust", conflicts_with = "insecure")]
     key: Option<PathBuf>,
     /// Certificates made elsewhere: this worker's own, in PEM form
     #[arg(long, value_name = "FILE", help_heading = "Trust", conflicts_with = "insecure")]
@@ -279,7 +273,7 @@ fn identity(options: &Options, config: &Config) -> Result<Option<Identity>, CliE
         private_key: options.tls_key.clone(),
         authority: options.tls_ca.clone(),
     };
-    Ok(Identity::find(&wanted.or(config.identity()), Role::Worker)?)
+    Ok(Identity::find(&wanted.or(Wanted::of_environment()).or(config.identity()), Role::Worker)?)
 }
 
 fn log_format(options: &Options, config: &Config) -> Result<LogFormat, CliError> {

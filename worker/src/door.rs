@@ -193,7 +193,12 @@ impl Prover {
     ) -> Result<(Stream, Peer), Refusal> {
         match self {
             Self::Nobody => {
-                begins_like_http2(&stream).await?;
+                if let Err(refusal) = begins_like_http2(&stream).await {
+                    if refusal == Refusal::Tls {
+                        answer_in_plain_text(&stream).await;
+                    }
+                    return Err(refusal);
+                }
                 Ok((Either::Left(stream), Peer { address, role: None }))
             }
             Self::Tls(acceptor, identity) => {
@@ -220,6 +225,18 @@ async fn begins_like_http2(stream: &TcpStream) -> Result<(), Refusal> {
             begun if begun.len() == HTTP2.len() => return Ok(()),
             _ => tokio::time::sleep(REST).await,
         }
+    }
+}
+
+/// Tells whoever began a TLS handshake that there is none to be had: it is no record of TLS, which is
+/// how a coordinator knows, and a person who reads it knows as well.
+async fn answer_in_plain_text(stream: &TcpStream) {
+    let mut begun = [0; 4096];
+    // What is left unread would make the system reset the connection.
+    let _ = stream.try_read(&mut begun);
+    if stream.writable().await.is_ok() {
+        // Who does not take a line at once does without it.
+        let _ = stream.try_write(b"this widemap-worker has no key, and speaks no TLS\n");
     }
 }
 

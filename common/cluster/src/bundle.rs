@@ -81,6 +81,12 @@ pub fn make(ring: &KeyRing) -> Result<Zeroizing<String>, MintError> {
 }
 
 impl WorkerBundle {
+    /// The clusters that it is believed in, the own one first.
+    #[must_use]
+    pub fn clusters(&self) -> &[ClusterId] {
+        &self.clusters
+    }
+
     /// Reads a bundle.
     ///
     /// # Errors

@@ -85,7 +85,17 @@ pub enum IdentityError {
     },
 }
 
+/// The variable that names the key file, where no option does.
+const KEY_VARIABLE: &str = "WIDEMAP_KEY";
+
 impl Wanted {
+    /// What the environment says.
+    #[must_use]
+    pub fn of_environment() -> Self {
+        let key = std::env::var_os(KEY_VARIABLE).filter(|value| !value.is_empty());
+        Self { key: key.map(PathBuf::from), ..Self::default() }
+    }
+
     /// Whether nothing is said.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -39,6 +39,9 @@ pub enum Distrust {
     /// It says the same of ours.
     #[error("it does not believe this side's certificate: it has another cluster key")]
     RefusesUs,
+    /// It says that ours is for another role.
+    #[error("it does not accept this side's certificate: it is for another role")]
+    RefusesRole,
     /// Its certificate is for another role.
     #[error("its certificate is for another role")]
     OtherRole,
@@ -349,6 +352,7 @@ impl Distrust {
                 | AlertDescription::DecryptError
                 | AlertDescription::BadCertificate,
             ) => Self::RefusesUs,
+            TlsError::AlertReceived(AlertDescription::UnsupportedCertificate) => Self::RefusesRole,
             TlsError::AlertReceived(AlertDescription::CertificateRequired) => {
                 Self::Other("it asks for a certificate, and this side has none".to_owned())
             }
@@ -481,9 +485,9 @@ mod tests {
         let key = new_key();
         let (worker, coordinator) =
             (identity(&[&key], Role::Worker), identity(&[&key], Role::Coordinator));
-        // A worker's certificate used by a client: the server refuses it after its own handshake.
-        let (_, server) = shake(&worker, &worker);
-        assert_eq!(server, Err(Distrust::OtherRole));
+        // A worker's certificate used by a client: the client learns of it after its handshake.
+        let refused = (Err(Distrust::RefusesRole), Err(Distrust::OtherRole));
+        assert_eq!(shake(&worker, &worker), refused);
         // A coordinator's certificate used by a server.
         let (client, _) = shake(&coordinator, &coordinator);
         assert_eq!(client, Err(Distrust::OtherRole));

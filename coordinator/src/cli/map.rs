@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use widemap_cluster::config::Config;
 use widemap_common::framing::Framing;
 use widemap_common::limits::ITEM_BYTES_MAX;
 use widemap_common::spec::{Directory, Function, JobSpec};
@@ -15,12 +16,14 @@ use widemap_common::template::Template;
 use widemap_sched::event::JobPolicy;
 
 use super::options::{MapArgs, Speculate};
+use super::place::{Sources, Whereabouts};
+use super::settings::Settings;
 use super::{Format, complain, rerun};
 use crate::data::{BlockRule, Source};
 use crate::driver::{self, Ending, Outcome, Plan, Results};
 use crate::embedded::Spawner;
 use crate::error::MapError;
-use crate::{exit, logging, places, say, summary};
+use crate::{exit, logging, say, summary};
 
 /// Runs `widemap map`.
 pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<Vec<OsString>>) -> ExitCode {
@@ -77,12 +80,15 @@ fn status(outcome: &Outcome) -> u8 {
 /// Decides everything that can be decided before anything runs, and starts the spawner while the
 /// process has one thread.
 fn plan(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<(Plan, Option<Spawner>), MapError> {
-    logging::start(&args.log)?;
+    let config = Config::find()?;
+    logging::start(&args.log, &config)?;
+    let settings = Settings::find(&args, &config)?;
     let framing = Framing::Separator(if args.null { 0 } else { b'\n' });
     let (source, framing) = source(&args, lists, framing)?;
-    let spec = spec(&args, framing)?;
+    let spec = spec(&args, framing, settings.max_output)?;
     distinct(&args)?;
-    let (sources, local) = whereabouts(&args)?;
+    let whereabouts = Whereabouts::find(&args.place, &config)?;
+    let local = local_slots(&whereabouts, settings.jobs);
     let blocks = match (args.pipe, args.block) {
         (false, _) => BlockRule::ItemWise,
         (true, None) => BlockRule::Schedule,
@@ -95,15 +101,19 @@ fn plan(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<(Plan, Option<Spawne
         Some(slots) => Some(Spawner::start(slots)?),
         None => None,
     };
+    // The key is read after the spawner was forked: it is in no process that runs items.
+    let Sources { sources, trust, exposed } = whereabouts.open()?;
+    warn_of(&exposed);
     let plan = Plan {
         policy: policy(&args, &spec),
         spec,
         source,
         blocks,
         sources,
+        trust,
         local,
-        slots_max: args.jobs,
-        wait: args.wait_workers,
+        slots_max: settings.jobs,
+        wait: settings.wait_workers,
         timers: args.place.timers,
         results: Results {
             output: args.output.filter(|path| !is_stdout(path)),
@@ -167,7 +177,7 @@ fn items(items: Vec<Vec<u8>>, pipe: bool, framing: Framing) -> Result<(Source, F
     Ok((Source::Items(items), framing))
 }
 
-fn spec(args: &MapArgs, framing: Framing) -> Result<JobSpec, MapError> {
+fn spec(args: &MapArgs, framing: Framing, max_output: u64) -> Result<JobSpec, MapError> {
     let argv: Vec<Vec<u8>> = args.command.iter().map(|word| word.as_bytes().to_vec()).collect();
     let function = match (&args.builtin, argv.is_empty()) {
         (None, _) if args.shell => Function::Exec { argv: shell_line(&argv)? },
@@ -189,7 +199,7 @@ fn spec(args: &MapArgs, framing: Framing) -> Result<JobSpec, MapError> {
         directory,
         environment: args.env.iter().map(variable).collect::<Result<_, _>>()?,
         timeout: args.timeout,
-        max_output: args.max_output,
+        max_output,
         per_item: args.format == Format::Json,
     })
 }
@@ -276,16 +286,26 @@ fn policy(args: &MapArgs, spec: &JobSpec) -> JobPolicy {
     }
 }
 
-/// The sources of workers, and the slots of this machine: all of its cores if nothing else is named.
-fn whereabouts(args: &MapArgs) -> Result<(Vec<places::Source>, Option<u32>), MapError> {
-    let sources = super::workers::sources(&args.place)?;
+/// The slots of this machine: all of its cores if nobody else is asked.
+fn local_slots(whereabouts: &Whereabouts, jobs: Option<u32>) -> Option<u32> {
     let cores =
         || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
-    let here = args.place.local.or_else(|| sources.is_empty().then(cores));
-    let slots = here.map(|slots| match (args.place.local, args.jobs) {
+    let named = whereabouts.local();
+    let here = named.or_else(|| whereabouts.is_here_only().then(cores));
+    here.map(|slots| match (named, jobs) {
         (None, Some(jobs)) => jobs,
         (_, Some(jobs)) => slots.min(jobs),
         (_, None) => slots,
-    });
-    Ok((sources, slots))
+    })
+}
+
+/// Says what it means to use others without a key.
+fn warn_of(exposed: &[String]) {
+    if !exposed.is_empty() {
+        say::line(&format!(
+            "widemap: WARNING: no key: whoever is on the network can read and change what is sent to {} \
+             and back (widemap key new makes one)",
+            exposed.join(", ")
+        ));
+    }
 }

@@ -2,9 +2,12 @@
 
 mod again;
 mod argv;
+mod key;
 mod map;
 mod options;
+mod place;
 mod rerun;
+mod settings;
 mod workers;
 
 use std::ffi::OsString;
@@ -32,6 +35,9 @@ enum Command {
     Map(Box<options::MapArgs>),
     /// List the workers that a map would use, and why others are not
     Workers(Box<options::WorkersArgs>),
+    /// Make the key of a cluster, or show what its cluster is called
+    #[command(subcommand, disable_help_subcommand = true)]
+    Key(options::KeyCommand),
 }
 
 /// Reads the command line, does what it says, and returns the exit status.
@@ -54,6 +60,7 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
     match cli.command {
         Some(Command::Map(args)) => map::run(*args, &words, lists),
         Some(Command::Workers(args)) => workers::run(&args),
+        Some(Command::Key(command)) => key::run(&command),
         None => {
             say::line(&Cli::command().render_help().to_string());
             ExitCode::from(exit::USAGE)

@@ -81,15 +81,15 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "K=V", help_heading = WHERE, value_parser = parse_label)]
     pub(crate) require: Vec<(String, String)>,
 
-    /// At most N slots of each worker; of this machine, as many as it has cores
+    /// At most N slots of each worker; of this machine, as many as it has cores [env: WIDEMAP_JOBS]
     #[arg(short = 'j', long = "jobs", value_name = "N", help_heading = WHERE)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::SLOTS_MAX)))]
     pub(crate) jobs: Option<u32>,
 
-    /// Wait so long for a first usable worker; `never` is without end
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_wait)]
-    #[arg(help_heading = WHERE)]
-    pub(crate) wait_workers: Wait,
+    /// Wait so long for a first usable worker; `never` is without end [default: 60s]
+    /// [env: WIDEMAP_WAIT_WORKERS]
+    #[arg(long, value_name = "TIME", value_parser = parse_wait, help_heading = WHERE)]
+    pub(crate) wait_workers: Option<Wait>,
 
     /// Send N items at a time [default: as many as take --chunk-target]
     #[arg(long, value_name = "N", help_heading = HOW)]
@@ -117,10 +117,9 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = HOW)]
     pub(crate) speculate: Speculate,
 
-    /// End an item (with --pipe: a block) that prints more
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
-    #[arg(help_heading = HOW)]
-    pub(crate) max_output: u64,
+    /// End an item (with --pipe: a block) that prints more [default: 1G] [env: WIDEMAP_MAX_OUTPUT]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = HOW)]
+    pub(crate) max_output: Option<u64>,
 
     /// Write the results to FILE, which appears whole or not at all
     #[arg(long, value_name = "FILE", help_heading = OUT)]
@@ -185,43 +184,87 @@ pub(crate) struct MapArgs {
     pub(crate) log: LogArgs,
 }
 
-/// Where workers are.
-#[derive(Debug, Args)]
+/// Where workers are, and whom this side trusts.
+#[derive(Debug, Clone, Args)]
 pub(crate) struct PlaceArgs {
-    /// A worker; may be repeated [env, if no place is named: WIDEMAP_WORKERS]
+    /// A worker; may be repeated [env: WIDEMAP_WORKERS]
     #[arg(long, value_name = "HOST[:7433]", help_heading = WHERE)]
     #[arg(value_delimiter = ',', value_parser = places::parse)]
     pub(crate) worker: Vec<String>,
 
     /// Workers from a file, an address a line, or a directory of such files; watched
+    /// [env: WIDEMAP_WORKERS_FILE]
     #[arg(long, value_name = "FILE-or-DIR", help_heading = WHERE)]
     pub(crate) workers_file: Vec<PathBuf>,
 
-    /// N slots on this machine
+    /// Workers at all addresses of a DNS name, asked for again and again [env: WIDEMAP_DNS]
+    #[arg(long, value_name = "NAME[:PORT]", help_heading = WHERE)]
+    #[arg(value_delimiter = ',', value_parser = places::parse_name)]
+    pub(crate) dns: Vec<(String, u16)>,
+
+    /// Workers that announce themselves on the local network, beside those that are named
+    #[arg(long, help_heading = WHERE, conflicts_with = "no_mdns")]
+    pub(crate) mdns: bool,
+
+    /// Do not look for workers on the local network
+    #[arg(long, help_heading = WHERE)]
+    pub(crate) no_mdns: bool,
+
+    /// Look for them over this interface alone; may be repeated [env: WIDEMAP_MDNS_INTERFACE]
+    #[arg(long, value_name = "NAME", help_heading = WHERE, value_delimiter = ',')]
+    #[arg(conflicts_with = "no_mdns")]
+    pub(crate) mdns_interface: Vec<String>,
+
+    /// N slots on this machine [env: WIDEMAP_LOCAL]
     #[arg(long, value_name = "N", help_heading = WHERE)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::SLOTS_MAX)))]
     pub(crate) local: Option<u32>,
 
-    /// Do not look for workers on the network by mDNS
-    #[arg(long, help_heading = WHERE)]
-    pub(crate) no_mdns: bool,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
 
     /// Timers of the session, NAME=MS,...
     #[arg(long, value_name = "TIMERS", hide = true, default_value = "")]
     pub(crate) timers: Timers,
 }
 
+/// Whom this side trusts, and how it proves itself.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TrustArgs {
+    /// The cluster's key [default: ~/.config/widemap/key, /etc/widemap/key] [env: WIDEMAP_KEY]
+    #[arg(long, value_name = "FILE", help_heading = WHERE, conflicts_with = "insecure")]
+    pub(crate) key: Option<PathBuf>,
+
+    /// Certificates made elsewhere: this side's own, in PEM form
+    #[arg(long, value_name = "FILE", help_heading = WHERE, conflicts_with = "insecure")]
+    #[arg(hide_short_help = true)]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Its private key
+    #[arg(long, value_name = "FILE", help_heading = WHERE, hide_short_help = true)]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// The authority that certifies workers
+    #[arg(long, value_name = "FILE", help_heading = WHERE, hide_short_help = true)]
+    pub(crate) tls_ca: Option<PathBuf>,
+
+    /// No key, though others on the network can read and change everything then
+    #[arg(long, help_heading = WHERE)]
+    pub(crate) insecure: bool,
+}
+
 /// What is logged, and how.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
-    /// What to log: error, warn, info, debug, trace, or a filter
-    #[arg(long, value_name = "LEVEL", default_value = "warn", env = "WIDEMAP_LOG")]
+    /// What to log: error, warn, info, debug, trace, or a filter [default: warn]
+    #[arg(long, value_name = "LEVEL", env = "WIDEMAP_LOG")]
     #[arg(hide_short_help = true, hide_env_values = true)]
-    pub(crate) log: String,
+    pub(crate) log: Option<String>,
 
-    /// The form of the log on standard error
-    #[arg(long, value_name = "FORM", default_value = "text", hide_short_help = true)]
-    pub(crate) log_format: LogFormat,
+    /// The form of the log on standard error [default: text]
+    #[arg(long, value_name = "FORM", env = "WIDEMAP_LOG_FORMAT")]
+    #[arg(hide_short_help = true, hide_env_values = true)]
+    pub(crate) log_format: Option<LogFormat>,
 }
 
 /// Options of `widemap workers`.
@@ -240,6 +283,30 @@ pub(crate) struct WorkersArgs {
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
+}
+
+/// What `widemap key` does.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key, in FILE or the usual place; `-` prints it
+    New {
+        /// Where to write it; never over another [default: ~/.config/widemap/key]
+        file: Option<PathBuf>,
+    },
+    /// Print what the cluster of a key is called; that is no secret
+    Show {
+        /// The key file [default: the usual place]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Make what lets a worker serve and do nothing else, for hosts that must not have the key
+    WorkerBundle {
+        /// Where to write it; never over another; `-` prints it
+        file: PathBuf,
+        /// The key file [default: the usual place]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
 }
 
 /// How long to wait for workers.
@@ -289,7 +356,7 @@ pub(crate) enum Speculate {
     Off,
 }
 
-fn parse_wait(text: &str) -> Result<Wait, widemap_common::units::UnitError> {
+pub(super) fn parse_wait(text: &str) -> Result<Wait, widemap_common::units::UnitError> {
     match text {
         "never" => Ok(Wait::Forever),
         _ => parse_duration(text).map(Wait::For),

@@ -7,26 +7,29 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
+use widemap_cluster::config::Config;
 use widemap_common::ids::{CoordinatorId, Epoch, WorkerId};
 use widemap_common::limits::DRIVER_QUEUE;
+use widemap_common::time::Time;
 use widemap_proto::VERSION;
 use widemap_proto::session::{CoordinatorHello, LeftOut};
 
 use super::complain;
-use super::options::{ListFormat, PlaceArgs, WorkersArgs};
+use super::options::{ListFormat, WorkersArgs};
+use super::place::{Sources, Whereabouts};
 use crate::driver::{BUILD, Fleet, LinkStatus};
 use crate::error::MapError;
-use crate::places::{self, Source};
-use crate::session::LinkNews;
+use crate::places;
+use crate::session::{Greeting, LinkNews};
 use crate::{exit, logging, say};
 
-/// The variable that names workers, where no option names a place.
-const WORKERS_VARIABLE: &str = "WIDEMAP_WORKERS";
+/// Whoever is announced by then is listed.
+const ASKED: Duration = Duration::from_secs(1);
 
 /// Runs `widemap workers`.
 pub(crate) fn run(args: &WorkersArgs) -> ExitCode {
-    let listing = logging::start(&args.log).map_err(MapError::from).and_then(|()| list(args));
-    let rows = match listing {
+    let rows = match list(args) {
         Ok(rows) => rows,
         Err(error) => {
             complain(&error, error.hint());
@@ -66,14 +69,17 @@ struct Described {
 }
 
 fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
-    let sources = sources(&args.place)?;
-    if sources.is_empty() {
+    let config = Config::find()?;
+    logging::start(&args.log, &config)?;
+    let whereabouts = Whereabouts::find(&args.place, &config)?;
+    if whereabouts.is_here_only() {
         say::line(
-            "widemap: no place is named (--worker, --workers-file, WIDEMAP_WORKERS): \
-             a map would run on this machine only",
+            "widemap: no place is named (--worker, --workers-file, --dns, --mdns, WIDEMAP_WORKERS, \
+             widemap.toml) and there is no key: a map would run on this machine only",
         );
         return Ok(Vec::new());
     }
+    let sources = whereabouts.open()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -81,38 +87,12 @@ fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
     Ok(runtime.block_on(ask(args, sources)))
 }
 
-/// The sources of workers: those that options name, or else those of the environment.
-pub(super) fn sources(place: &PlaceArgs) -> Result<Vec<Source>, MapError> {
-    let mut sources = Vec::new();
-    if !place.worker.is_empty() {
-        let addresses = place.worker.clone();
-        sources.push(Source::Fixed { name: "--worker".to_owned(), addresses });
-    }
-    sources.extend(place.workers_file.iter().map(|path| Source::Watched { path: path.clone() }));
-    if sources.is_empty() && place.local.is_none() {
-        sources.extend(of_environment()?);
-    }
-    Ok(sources)
-}
-
-fn of_environment() -> Result<Option<Source>, MapError> {
-    let bad = |problem: String| MapError::Flag { flag: WORKERS_VARIABLE, problem };
-    let value = match std::env::var(WORKERS_VARIABLE) {
-        Ok(value) if value.trim().is_empty() => return Ok(None),
-        Ok(value) => value,
-        Err(std::env::VarError::NotPresent) => return Ok(None),
-        Err(error) => return Err(bad(error.to_string())),
-    };
-    let addresses = value.split([',', ' ']).filter(|text| !text.is_empty()).map(places::parse);
-    let addresses = addresses.collect::<Result<_, _>>().map_err(|error| bad(error.to_string()))?;
-    Ok(Some(Source::Fixed { name: WORKERS_VARIABLE.to_owned(), addresses }))
-}
-
-async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
+async fn ask(args: &WorkersArgs, sources: Sources) -> Vec<Row> {
     let (link_events, mut news) = mpsc::channel(DRIVER_QUEUE);
     let (suggest, mut suggestions) = mpsc::channel(DRIVER_QUEUE);
     let mut watchers = JoinSet::new();
-    let awaited = sources.len();
+    let Sources { sources, trust, .. } = sources;
+    let names: Vec<_> = sources.iter().map(|source| source.name().to_owned()).collect();
     places::watch(sources, &mut watchers, &suggest);
     let hello = CoordinatorHello {
         version: VERSION,
@@ -121,20 +101,24 @@ async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
         epoch: Epoch(1),
         linger_ms: 0,
     };
-    let mut fleet = Fleet::new(hello, args.place.timers, None, link_events);
+    let greeting = Greeting { hello, trust, timers: args.place.timers };
+    let mut fleet = Fleet::new(greeting, None, names, link_events);
     let mut round_trips: BTreeMap<WorkerId, Duration> = BTreeMap::new();
-    let mut heard = 0;
+    let begun = Instant::now();
+    // Whoever announces itself has a second for it; who is named is waited for.
+    let asked = tokio::time::sleep(ASKED.min(args.wait));
     let limit = tokio::time::sleep(args.wait);
-    tokio::pin!(limit);
-    while heard < awaited || !is_complete(&fleet, &round_trips) {
+    tokio::pin!(limit, asked);
+    while !(is_complete(&fleet, &round_trips) && (fleet.are_all_named() || asked.is_elapsed())) {
         tokio::select! {
             () = &mut limit => break,
+            () = &mut asked, if !asked.is_elapsed() => {}
             Some(suggestion) = suggestions.recv() => {
-                heard += 1;
                 // Nothing runs that could be given less.
                 let _ = fleet.follow(suggestion);
             }
             Some(event) = news.recv() => {
+                let now = Time::ZERO + begun.elapsed();
                 let mut events = Vec::new();
                 match event.news {
                     LinkNews::Attached { stream, hello, .. } => {
@@ -144,16 +128,14 @@ async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
                         round_trips.extend(fleet.worker_of(event.link).map(|worker| (worker, time)));
                     }
                     LinkNews::Unreachable { error } => {
-                        fleet.unreachable(event.link, error, &mut events);
+                        fleet.unreachable(now, event.link, error, &mut events);
                     }
-                    LinkNews::Refused { reason } => fleet.refused(event.link, reason, &mut events),
-                    LinkNews::Cut { reason, ended } => fleet.cut(
-                        widemap_common::time::Time::ZERO,
-                        event.link,
-                        reason,
-                        ended,
-                        &mut events,
-                    ),
+                    LinkNews::Refused { reason } => {
+                        fleet.refused(now, event.link, reason, &mut events);
+                    }
+                    LinkNews::Cut { reason, ended } => {
+                        fleet.cut(now, event.link, reason, ended, &mut events);
+                    }
                     LinkNews::Reports(_) | LinkNews::Corrupt { .. } => {}
                 }
             }
@@ -167,48 +149,48 @@ async fn ask(args: &WorkersArgs, sources: Vec<Source>) -> Vec<Row> {
 
 /// Whether every place has answered, and each worker a ping.
 fn is_complete(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> bool {
-    fleet.places().all(|(_, _, status)| match status {
-        LinkStatus::Dialling => false,
-        LinkStatus::Attached(worker) => round_trips.contains_key(worker),
-        _ => true,
-    })
+    fleet.all_sources_heard()
+        && fleet.places().all(|(_, _, status)| match status {
+            LinkStatus::Dialling => false,
+            LinkStatus::Attached(worker) => round_trips.contains_key(worker),
+            _ => true,
+        })
 }
 
 fn rows(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> Vec<Row> {
-    let row =
-        |(place, sources, status): (&str, &std::collections::BTreeSet<String>, &LinkStatus)| {
-            let worker = match status {
-                LinkStatus::Attached(worker) => fleet.worker(*worker).map(|entry| Described {
-                    name: entry.hello.name.clone(),
-                    build: entry.hello.build.clone(),
-                    slots: entry.hello.slots,
-                    runtimes: entry.hello.runtimes.iter().map(|runtime| runtime.name()).collect(),
-                    labels: entry.hello.labels.clone(),
-                    round_trip: round_trips.get(worker).copied(),
-                    left_out: entry.hello.left_out.clone(),
-                }),
-                _ => None,
-            };
-            let state = match status {
-                LinkStatus::Dialling => "not used: no answer yet".to_owned(),
-                LinkStatus::Attached(_) => ready(worker.as_ref().and_then(|w| w.left_out.as_ref())),
-                LinkStatus::Cut(_, reason) => format!("not used: cut off: {reason}"),
-                LinkStatus::Alias(worker) => format!("the same worker as {}", fleet.name(*worker)),
-                LinkStatus::Unreachable(error) => format!("not used: {error}"),
-                LinkStatus::Refused(reason) => format!("not used: {reason}"),
-            };
-            Row {
-                place: place.to_owned(),
-                sources: sources.iter().cloned().collect(),
-                state,
-                worker,
-            }
+    let row = |(place, sources, status): (&str, Vec<&str>, &LinkStatus)| {
+        let worker = match status {
+            LinkStatus::Attached(worker) => fleet.worker(*worker).map(|entry| Described {
+                name: entry.hello.name.clone(),
+                build: entry.hello.build.clone(),
+                slots: entry.hello.slots,
+                runtimes: entry.hello.runtimes.iter().map(|runtime| runtime.name()).collect(),
+                labels: entry.hello.labels.clone(),
+                round_trip: round_trips.get(worker).copied(),
+                left_out: entry.hello.left_out.clone(),
+            }),
+            _ => None,
         };
+        let state = match status {
+            LinkStatus::Dialling => "not used: no answer yet".to_owned(),
+            LinkStatus::Attached(_) => ready(worker.as_ref().and_then(|w| w.left_out.as_ref())),
+            LinkStatus::Cut(_, reason) => format!("not used: cut off: {reason}"),
+            LinkStatus::Alias(worker) => format!("the same worker as {}", fleet.name(*worker)),
+            LinkStatus::Unreachable(error) => format!("not used: {error}"),
+            LinkStatus::Refused(reason) => format!("not used: {reason}"),
+        };
+        Row {
+            place: place.to_owned(),
+            sources: sources.into_iter().map(str::to_owned).collect(),
+            state,
+            worker,
+        }
+    };
     let mut rows: Vec<_> = fleet.places().map(row).collect();
-    rows.extend(fleet.troubles().map(|(source, trouble)| Row {
-        place: "-".to_owned(),
+    rows.extend(fleet.remarks().into_iter().map(|(source, place, why)| Row {
+        place: place.unwrap_or("-").to_owned(),
         sources: vec![source.to_owned()],
-        state: format!("not used: {trouble}"),
+        state: format!("not used: {why}"),
         worker: None,
     }));
     rows

@@ -1,9 +1,8 @@
 //! Whether the map has workers at all, and what it says about them.
 
 use super::fleet::LinkStatus;
-use super::{Driver, INTRODUCTION};
+use super::{ASKED, Driver, INTRODUCTION};
 use crate::error::MapError;
-use crate::session::HERE;
 use crate::summary::plural;
 use widemap_common::time::Time;
 
@@ -26,17 +25,18 @@ impl Driver {
             }
             _ => {}
         }
-        let nowhere = self.fleet.places().next().is_none();
-        let answered = self.all_answered() || (nowhere && self.now >= Time::ZERO + INTRODUCTION);
-        if answered || self.now >= Time::ZERO + INTRODUCTION {
+        let asked = self.now >= Time::ZERO + ASKED;
+        let named = self.all_named_answered();
+        if named || self.now >= Time::ZERO + INTRODUCTION {
             self.introduce();
         }
+        let answered = named || (asked && self.all_answered());
         if answered && self.is_unusable_everywhere() && !self.end.cancelled {
             let refusals = self.job.refusals();
             self.alone_since = None;
             self.fail(MapError::Unusable { refusals });
         } else if self.alone_since.is_some() && answered && !self.end.cancelled {
-            if !nowhere && self.fleet.places().all(|(place, ..)| place == HERE) {
+            if self.fleet.is_here_only() {
                 // Nobody else can come.
                 self.give_up();
             } else {
@@ -53,11 +53,14 @@ impl Driver {
             && alive.all(|(id, _)| self.job.is_unable(id))
     }
 
-    /// Whether every place has been heard of.
+    /// Whether every place that is known so far has been heard of.
     fn all_answered(&self) -> bool {
-        let mut places = self.fleet.places().peekable();
-        let silent = |status: &LinkStatus| *status == LinkStatus::Dialling;
-        places.peek().is_some() && !places.any(|(_, _, status)| silent(status))
+        !self.fleet.places().any(|(_, _, status)| *status == LinkStatus::Dialling)
+    }
+
+    /// The same, where no other places can become known: somebody has named them one by one.
+    fn all_named_answered(&self) -> bool {
+        self.fleet.are_all_named() && self.fleet.places().next().is_some() && self.all_answered()
     }
 
     /// The first line: workers, slots, source.
@@ -104,12 +107,17 @@ impl Driver {
             .fleet
             .places()
             .map(|(place, sources, status)| {
-                let sources: Vec<_> = sources.iter().map(String::as_str).collect();
                 let state = self.describe(status);
                 format!("  {place} (from {}): {state}", sources.join(", "))
             })
             .collect();
-        lines.extend(self.fleet.troubles().map(|(source, text)| format!("  {source}: {text}")));
+        lines.extend(self.fleet.remarks().into_iter().map(|(source, place, text)| match place {
+            Some(place) => format!("  {place} (from {source}): {text}"),
+            None => format!("  {source}: {text}"),
+        }));
+        if self.fleet.untried() > 0 {
+            lines.push(format!("  {} more that are announced", self.fleet.untried()));
+        }
         if lines.is_empty() {
             lines.push("  no source names any worker".to_owned());
         }

@@ -40,8 +40,12 @@ impl Driver {
                 tracing::info!(?link, reason, "cut");
                 self.fleet.cut(self.now, link, reason, ended, &mut events);
             }
-            LinkNews::Unreachable { error } => self.fleet.unreachable(link, error, &mut events),
-            LinkNews::Refused { reason } => self.fleet.refused(link, reason, &mut events),
+            LinkNews::Unreachable { error } => {
+                self.fleet.unreachable(self.now, link, error, &mut events);
+            }
+            LinkNews::Refused { reason } => {
+                self.fleet.refused(self.now, link, reason, &mut events);
+            }
         }
         self.note_deaths(&events);
         self.events.extend(events);

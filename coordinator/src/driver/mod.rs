@@ -37,7 +37,7 @@ use crate::embedded::{Embedded, Spawner};
 use crate::error::MapError;
 use crate::places::{self, Suggestion};
 use crate::progress::{DRAW_INTERVAL, Progress, Shown};
-use crate::session::{Dial, LinkEvent};
+use crate::session::{Dial, Greeting, LinkEvent};
 use job::{Job, Lost};
 use notices::Notices;
 
@@ -46,6 +46,9 @@ const THE_JOB: JobId = JobId(1);
 
 /// Workers that have not answered by then are not waited for with the first line.
 const INTRODUCTION: Duration = Duration::from_millis(300);
+
+/// Sources are asked for so long before a map without workers says that it waits.
+const ASKED: Duration = Duration::from_secs(1);
 
 /// The build, as a hello tells it.
 pub(crate) const BUILD: &str = concat!("widemap ", env!("CARGO_PKG_VERSION"));
@@ -142,7 +145,7 @@ enum Wake {
 
 impl Driver {
     fn open(
-        plan: Plan,
+        mut plan: Plan,
         spawner: Option<Spawner>,
         progressed: &Arc<Notify>,
     ) -> Result<Self, MapError> {
@@ -162,13 +165,16 @@ impl Driver {
         let progress = Progress::new(plan.progress, plan.results.output.is_none());
         let notices = Notices::start(progress, plan.quiet);
         let mut watchers = JoinSet::new();
-        places::watch(plan.sources.clone(), &mut watchers, &suggest);
-        let mut fleet = Fleet::new(hello, plan.timers, plan.slots_max, link_events);
+        let sources = std::mem::take(&mut plan.sources);
+        let names: Vec<_> = sources.iter().map(|source| source.name().to_owned()).collect();
+        places::watch(sources, &mut watchers, &suggest);
+        let greeting = Greeting { hello, trust: plan.trust.clone(), timers: plan.timers };
+        let mut fleet = Fleet::new(greeting, plan.slots_max, names, link_events);
         let embedded = match (spawner, plan.local) {
             (Some(spawner), Some(slots)) => {
                 let (embedded, end) =
                     Embedded::start(spawner, slots, plan.timers).map_err(MapError::Start)?;
-                fleet.add("--local".to_owned(), Dial::embedded(end));
+                fleet.add_embedded("--local".to_owned(), Dial::embedded(end));
                 Some(embedded)
             }
             _ => None,
@@ -233,11 +239,14 @@ impl Driver {
     fn next_deadline(&self) -> Option<Time> {
         let introduction = Time::ZERO + INTRODUCTION;
         let introduction = (!self.said.start && self.now < introduction).then_some(introduction);
+        let asked = Time::ZERO + ASKED;
+        let asked = (!self.said.waiting && self.now < asked).then_some(asked);
         [
             self.scheduler.next_deadline(),
             self.fleet.next_deadline(),
             self.give_up_at(),
             introduction,
+            asked,
         ]
         .into_iter()
         .flatten()

@@ -10,6 +10,7 @@ use crate::cli::Wait;
 use crate::data::{BlockRule, Source};
 use crate::error::MapError;
 use crate::places;
+use crate::session::Trust;
 use crate::summary::{Counts, NamedFailure};
 
 /// One map.
@@ -23,7 +24,9 @@ pub(crate) struct Plan {
     /// How they are cut.
     pub(crate) blocks: BlockRule,
     /// Where workers may be.
-    pub(crate) sources: Vec<places::Source>,
+    pub(crate) sources: Vec<Box<dyn places::Source>>,
+    /// How they are proved, and this side to them.
+    pub(crate) trust: Trust,
     /// Slots on this machine.
     pub(crate) local: Option<u32>,
     /// At most so many slots of each worker.

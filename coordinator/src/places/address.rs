@@ -42,6 +42,20 @@ pub(crate) fn parse(text: &str) -> Result<String, AddressError> {
     Ok(format!("{host}:{port}"))
 }
 
+/// Splits `NAME[:PORT]` of a DNS name, with the usual port.
+///
+/// # Errors
+/// If it is not that: an address has no addresses to ask for.
+pub(crate) fn parse_name(text: &str) -> Result<(String, u16), AddressError> {
+    let bad = || AddressError { text: text.to_owned() };
+    let address = parse(text)?;
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    if host.starts_with('[') || host.parse::<std::net::IpAddr>().is_ok() {
+        return Err(bad());
+    }
+    Ok((host.to_owned(), port.parse().map_err(|_| bad())?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

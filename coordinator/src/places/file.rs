@@ -3,37 +3,60 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Suggestion, WATCH_INTERVAL, address};
+use super::{Place, Source, Suggestion, address};
 
-/// Sends what the file says, now and at each change.
-pub(crate) async fn watch(path: PathBuf, suggestions: mpsc::Sender<Suggestion>) {
-    let mut last = None;
-    loop {
-        let now = {
-            let path = path.clone();
+/// How often a watched file or directory is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A file with an address a line, or a directory of such files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Watched {
+    /// What a person calls the source.
+    pub(crate) name: String,
+    /// The file or directory.
+    pub(crate) path: PathBuf,
+}
+
+#[tonic::async_trait]
+impl Source for Watched {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn watch(self: Box<Self>, suggestions: mpsc::Sender<Suggestion>) {
+        let mut last = None;
+        loop {
+            let watched = self.clone();
             // A file on a network may hang: it is read where that blocks nobody.
-            tokio::task::spawn_blocking(move || read(&path)).await
-        };
-        let Ok(now) = now else { return };
-        if last.as_ref() != Some(&now) {
-            last = Some(now.clone());
-            if suggestions.send(now).await.is_err() {
-                return;
+            let now = tokio::task::spawn_blocking(move || watched.read()).await;
+            let Ok(now) = now else { return };
+            if last.as_ref() != Some(&now) {
+                last = Some(now.clone());
+                if suggestions.send(now).await.is_err() {
+                    return;
+                }
             }
+            tokio::time::sleep(WATCH_INTERVAL).await;
         }
-        tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }
 
-fn read(path: &Path) -> Suggestion {
-    let source = format!("--workers-file {}", path.display());
-    match read_texts(path) {
-        Ok(texts) => parse(source, &texts),
-        Err(error) => {
-            Suggestion { source, addresses: Vec::new(), trouble: Some(error.to_string()) }
+impl Watched {
+    fn read(&self) -> Suggestion {
+        let source = self.name.clone();
+        match read_texts(&self.path) {
+            Ok(texts) => parse(source, &texts),
+            Err(error) => Suggestion {
+                source,
+                places: Vec::new(),
+                hints: false,
+                unused: Vec::new(),
+                trouble: Some(error.to_string()),
+            },
         }
     }
 }
@@ -55,33 +78,37 @@ fn read_texts(path: &Path) -> io::Result<Vec<String>> {
 
 /// Blank lines and what follows `#` are passed over; a line that is no address is named.
 fn parse(source: String, texts: &[String]) -> Suggestion {
-    let (mut addresses, mut trouble) = (Vec::new(), None);
+    let (mut places, mut trouble) = (Vec::new(), None);
     for (number, line) in texts.iter().flat_map(|text| text.lines().enumerate()) {
         let line = line.split('#').next().unwrap_or_default().trim();
         if line.is_empty() {
             continue;
         }
-        match address::parse(line) {
-            Ok(address) if addresses.contains(&address) => {}
-            Ok(address) => addresses.push(address),
+        match address::parse(line).map(Place::at) {
+            Ok(place) if places.contains(&place) => {}
+            Ok(place) => places.push(place),
             Err(error) => trouble = Some(format!("line {}: {error}", number + 1)),
         }
     }
-    Suggestion { source, addresses, trouble }
+    Suggestion { source, places, hints: false, unused: Vec::new(), trouble }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn addresses(suggestion: &Suggestion) -> Vec<&str> {
+        suggestion.places.iter().map(Place::shown).collect()
+    }
+
     #[test]
     fn a_file_names_an_address_a_line() {
         let text = "# the lab\nann\nbob:99  # by the window\n\nann\n".to_owned();
         let suggestion = parse("f".into(), &[text]);
-        assert_eq!(suggestion.addresses, ["ann:7433", "bob:99"]);
+        assert_eq!(addresses(&suggestion), ["ann:7433", "bob:99"]);
         assert_eq!(suggestion.trouble, None);
         let bad = parse("f".into(), &["ann\n!!\n".to_owned()]);
-        assert_eq!(bad.addresses, ["ann:7433"]);
+        assert_eq!(addresses(&bad), ["ann:7433"]);
         assert!(bad.trouble.unwrap().starts_with("line 2: `!!`"));
     }
 
@@ -91,7 +118,8 @@ mod tests {
         std::fs::write(dir.path().join("b"), "bob\n").unwrap();
         std::fs::write(dir.path().join("a"), "ann:1\n").unwrap();
         std::fs::write(dir.path().join(".tmp"), "half writ").unwrap();
-        assert_eq!(read(dir.path()).addresses, ["ann:1", "bob:7433"]);
-        assert!(read(&dir.path().join("none")).trouble.is_some());
+        let watched = |path| Watched { name: "d".to_owned(), path };
+        assert_eq!(addresses(&watched(dir.path().to_owned()).read()), ["ann:1", "bob:7433"]);
+        assert!(watched(dir.path().join("none")).read().trouble.is_some());
     }
 }

@@ -1,58 +1,92 @@
-//! Where workers may be: each source suggests addresses, the handshake decides. Later sources (DNS,
-//! mDNS) join here, behind the same [`Suggestion`].
+//! Where workers may be: each source suggests addresses, the handshake decides.
 
 mod address;
+mod dns;
 mod file;
-
-use std::path::PathBuf;
-use std::time::Duration;
+mod fixed;
+mod mdns;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use widemap_common::ids::Incarnation;
 
-pub(crate) use address::parse;
-
-/// How often a watched file or directory is looked at.
-const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+pub(crate) use address::{parse, parse_name};
+pub(crate) use dns::Dns;
+pub(crate) use file::Watched;
+pub(crate) use fixed::Fixed;
+pub(crate) use mdns::Mdns;
 
 /// All places that one source names at this moment, or why it names none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Suggestion {
     /// The source, as a person calls it: `--worker`, `--workers-file hosts`.
     pub(crate) source: String,
-    /// `HOST:PORT` each.
-    pub(crate) addresses: Vec<String>,
+    /// What it names.
+    pub(crate) places: Vec<Place>,
+    /// Whether it only tells what it has heard: then whether a worker lives is its session's to say,
+    /// and one that is named no more is used on.
+    pub(crate) hints: bool,
+    /// What it names and is not worth dialling.
+    pub(crate) unused: Vec<Unused>,
     /// What is wrong with the source, if something is.
     pub(crate) trouble: Option<String>,
 }
 
-/// A source of places.
+/// Where one worker may be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    /// `HOST:PORT` each, at least one, the best first; all of them lead to one worker.
+    pub(crate) addresses: Vec<String>,
+    /// Which worker that is, as far as the source knows.
+    pub(crate) incarnation: Option<Incarnation>,
+}
+
+/// What a source names and is not worth dialling.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// Named one by one.
-    Fixed { name: String, addresses: Vec<String> },
-    /// A file with an address a line, or a directory of such files; watched.
-    Watched { path: PathBuf },
+pub(crate) struct Unused {
+    /// What it is called.
+    pub(crate) place: String,
+    /// Why.
+    pub(crate) why: String,
+}
+
+/// A source of places.
+#[tonic::async_trait]
+pub(crate) trait Source: std::fmt::Debug + Send {
+    /// What a person calls it.
+    fn name(&self) -> &str;
+
+    /// Sends what it names, now and at each change, until nobody wants to know.
+    async fn watch(self: Box<Self>, suggestions: mpsc::Sender<Suggestion>);
+}
+
+impl Place {
+    /// A place of one address.
+    pub(crate) fn at(address: String) -> Self {
+        Self { addresses: vec![address], incarnation: None }
+    }
+
+    /// The place, for a person.
+    pub(crate) fn shown(&self) -> &str {
+        self.addresses.first().map_or("?", String::as_str)
+    }
+
+    /// Whether both lead to one worker: all addresses of one are among those of the other.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let among =
+            |few: &Self, many: &Self| few.addresses.iter().all(|a| many.addresses.contains(a));
+        among(self, other) || among(other, self)
+    }
 }
 
 /// Starts a task for each source among `tasks`; each sends a suggestion at once and whenever it
 /// changes.
 pub(crate) fn watch(
-    sources: Vec<Source>,
+    sources: Vec<Box<dyn Source>>,
     tasks: &mut JoinSet<()>,
     suggestions: &mpsc::Sender<Suggestion>,
 ) {
     for source in sources {
-        let suggestions = suggestions.clone();
-        tasks.spawn(async move {
-            match source {
-                Source::Fixed { name, addresses } => {
-                    let fixed = Suggestion { source: name, addresses, trouble: None };
-                    // If the driver is gone, nobody asks for places any more.
-                    let _ = suggestions.send(fixed).await;
-                }
-                Source::Watched { path } => file::watch(path, suggestions).await,
-            }
-        });
+        tasks.spawn(source.watch(suggestions.clone()));
     }
 }

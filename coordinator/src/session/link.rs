@@ -18,7 +18,7 @@ use widemap_proto::wire::worker_client::WorkerClient;
 use widemap_proto::wire::{FromWorker, ToWorker};
 use widemap_proto::{VERSION, WireError};
 
-use super::dial::{Dial, DialError};
+use super::dial::{Dial, DialError, Line, Trust};
 use super::outbox::{Outbox, StreamId};
 
 /// How long the end of a stream waits for the worker to hear of it.
@@ -77,19 +77,30 @@ pub(crate) struct Link {
     pub(crate) stop: CancellationToken,
 }
 
+/// What every link of a coordinator begins with.
+#[derive(Clone)]
+pub(crate) struct Greeting {
+    /// Who it is.
+    pub(crate) hello: CoordinatorHello,
+    /// How it proves itself, and whom it believes.
+    pub(crate) trust: Trust,
+    /// The timers of its sessions.
+    pub(crate) timers: Timers,
+}
+
 /// Starts the task of a link among `tasks`.
 pub(crate) fn spawn(
     tasks: &mut JoinSet<()>,
     id: LinkId,
     dial: Dial,
-    hello: CoordinatorHello,
-    timers: Timers,
+    greeting: Greeting,
     events: mpsc::Sender<LinkEvent>,
 ) -> Link {
     let outbox = Arc::new(Outbox::default());
     let (goodbye, stop) = (CancellationToken::new(), CancellationToken::new());
     let link = Link { outbox: outbox.clone(), goodbye: goodbye.clone(), stop: stop.clone() };
-    let runner = Runner { id, dial, hello, timers, events, outbox, goodbye };
+    let Greeting { hello, trust, timers } = greeting;
+    let runner = Runner { id, dial, hello, trust, timers, events, outbox, goodbye };
     tasks.spawn(async move {
         tokio::select! {
             () = runner.run() => {}
@@ -103,6 +114,7 @@ struct Runner {
     id: LinkId,
     dial: Dial,
     hello: CoordinatorHello,
+    trust: Trust,
     timers: Timers,
     events: mpsc::Sender<LinkEvent>,
     outbox: Arc<Outbox>,
@@ -113,6 +125,8 @@ struct Runner {
 enum StreamEnd {
     /// It may be opened again.
     Cut(String),
+    /// The connection has shown why nobody can be talked to there, for now.
+    Fault(DialError),
     /// It must not be: another version, another protocol.
     Refused(String),
     /// The worker ended it in good order.
@@ -128,14 +142,17 @@ impl Runner {
         let mut failures = 0;
         loop {
             let dialled = tokio::select! {
-                dialled = self.dial.connect(&self.timers) => dialled,
+                dialled = self.dial.connect(&self.trust, &self.timers) => dialled,
                 () = self.goodbye.cancelled() => return,
             };
             match dialled {
                 Err(error) => {
                     self.tell(LinkNews::Unreachable { error }).await;
                 }
-                Ok(channel) => match self.carry(channel, &mut failures).await {
+                Ok(line) => match self.carry_over(line, &mut failures).await {
+                    StreamEnd::Fault(error) => {
+                        self.tell(LinkNews::Unreachable { error }).await;
+                    }
                     StreamEnd::Refused(reason) => {
                         return self.tell(LinkNews::Refused { reason }).await;
                     }
@@ -160,6 +177,15 @@ impl Runner {
                 }
             }
             failures += 1;
+        }
+    }
+
+    /// Carries one stream until it ends; a fault of the connection is the cause of whatever ended it.
+    async fn carry_over(&self, line: Line, failures: &mut u32) -> StreamEnd {
+        let end = self.carry(line.channel, failures).await;
+        match (end, line.fault.get()) {
+            (StreamEnd::Cut(_) | StreamEnd::Ended, Some(fault)) => StreamEnd::Fault(fault.clone()),
+            (end, _) => end,
         }
     }
 
@@ -242,7 +268,7 @@ impl Runner {
         let silence_ms = self.timers.keepalive_ms.saturating_add(self.timers.keepalive_timeout_ms);
         let silence = Duration::from_millis(silence_ms).saturating_mul(SILENCE_KEEPALIVES);
         // What lives in this process stops and goes on with it.
-        let watched = matches!(self.dial, Dial::Address(_));
+        let watched = matches!(self.dial, Dial::Addresses(_));
         loop {
             let message = async {
                 match watched {
@@ -317,14 +343,14 @@ impl Runner {
     }
 }
 
-struct Greeting {
+struct Welcome {
     hello: Box<WorkerHello>,
     held: Vec<HeldAttempt>,
     rest: Vec<Report>,
 }
 
 /// Reads the hello and what is held, which open every stream.
-async fn greet(reports: &mut Streaming<FromWorker>) -> Result<Greeting, Status> {
+async fn greet(reports: &mut Streaming<FromWorker>) -> Result<Welcome, Status> {
     let (mut hello, mut held, mut rest) = (None, None, Vec::new());
     loop {
         let batch = reports.message().await?;
@@ -342,7 +368,7 @@ async fn greet(reports: &mut Streaming<FromWorker>) -> Result<Greeting, Status> 
             }
         }
         (hello, held) = match (hello, held) {
-            (Some(hello), Some(held)) => return Ok(Greeting { hello, held, rest }),
+            (Some(hello), Some(held)) => return Ok(Welcome { hello, held, rest }),
             partial => partial,
         };
     }

@@ -4,8 +4,10 @@
 
 mod dial;
 mod link;
+mod observed;
 mod outbox;
+mod tcp;
 
-pub(crate) use dial::{Dial, DialError, HERE};
-pub(crate) use link::{GOODBYE, Link, LinkEvent, LinkId, LinkNews, spawn};
+pub(crate) use dial::{Dial, DialError, HERE, Trust};
+pub(crate) use link::{GOODBYE, Greeting, Link, LinkEvent, LinkId, LinkNews, spawn};
 pub use outbox::{Outbox, Recalled, SendBounds, StreamId};

@@ -1,39 +1,54 @@
 //! The workers of this coordinator, the links to them, and what a cut, a death or a return of one
 //! means to the scheduler.
 
+mod hints;
+mod places;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use widemap_common::ids::{AttemptId, Incarnation, JobId, WorkerId};
-use widemap_common::limits::WORKERS_MAX;
-use widemap_common::time::{Time, Timers};
-use widemap_proto::session::{CoordinatorHello, Credit, Report, WorkerHello};
+use widemap_common::time::Time;
+use widemap_proto::session::{Credit, Report, WorkerHello};
 use widemap_sched::event::{DeathProof, Event, WorkerTraits};
 
-use crate::places::Suggestion;
-use crate::session::{self, Dial, DialError, Link, LinkEvent, LinkId, LinkNews, StreamId};
+use crate::places::Place;
+use crate::session::{
+    self, Dial, DialError, Greeting, HERE, Link, LinkEvent, LinkId, LinkNews, StreamId,
+};
+use hints::Hints;
+use places::{Named, SourceState};
 
 /// See the file's head.
 pub(crate) struct Fleet {
-    hello: CoordinatorHello,
-    timers: Timers,
+    greeting: Greeting,
     slots_max: Option<u32>,
     tasks: JoinSet<()>,
     events: mpsc::Sender<LinkEvent>,
     links: BTreeMap<LinkId, LinkState>,
+    /// Places that lead to a worker which is attached through another.
+    echoes: Vec<Echo>,
     workers: BTreeMap<WorkerId, Worker>,
-    troubles: BTreeMap<String, String>,
+    sources: BTreeMap<String, SourceState>,
+    hints: Hints,
     next_link: u32,
     next_worker: u32,
 }
 
 struct LinkState {
-    place: String,
+    place: Place,
     embedded: bool,
-    sources: BTreeSet<String>,
+    named: Named,
     link: Link,
+    status: LinkStatus,
+}
+
+struct Echo {
+    place: Place,
+    named: Named,
+    worker: WorkerId,
     status: LinkStatus,
 }
 
@@ -101,119 +116,42 @@ pub(crate) enum Attachment {
 }
 
 impl Fleet {
-    /// A fleet without workers.
+    /// A fleet without workers, whose places these sources will name.
     pub(crate) fn new(
-        hello: CoordinatorHello,
-        timers: Timers,
+        greeting: Greeting,
         slots_max: Option<u32>,
+        sources: impl IntoIterator<Item = String>,
         events: mpsc::Sender<LinkEvent>,
     ) -> Self {
         Self {
-            hello,
-            timers,
+            greeting,
             slots_max,
             tasks: JoinSet::new(),
             events,
             links: BTreeMap::new(),
+            echoes: Vec::new(),
             workers: BTreeMap::new(),
-            troubles: BTreeMap::new(),
+            sources: sources.into_iter().map(|name| (name, SourceState::default())).collect(),
+            hints: Hints::default(),
             next_link: 1,
             next_worker: 1,
         }
     }
 
-    /// Starts a link to a place that one source names.
-    pub(crate) fn add(&mut self, source: String, dial: Dial) {
+    /// Starts a link to the worker in this process.
+    pub(crate) fn add_embedded(&mut self, source: String, dial: Dial) {
+        let place = Place { addresses: vec![HERE.to_owned()], incarnation: None };
+        self.start_link(place, dial, places::named_by(source));
+    }
+
+    fn start_link(&mut self, place: Place, dial: Dial, named: Named) {
         let id = LinkId(self.next_link);
         self.next_link += 1;
-        let place = dial.shown();
         let embedded = matches!(dial, Dial::Embedded(_));
-        let link = session::spawn(
-            &mut self.tasks,
-            id,
-            dial,
-            self.hello.clone(),
-            self.timers,
-            self.events.clone(),
-        );
-        let sources = BTreeSet::from([source]);
+        let (greeting, events) = (self.greeting.clone(), self.events.clone());
+        let link = session::spawn(&mut self.tasks, id, dial, greeting, events);
         let status = LinkStatus::Dialling;
-        self.links.insert(id, LinkState { place, embedded, sources, link, status });
-    }
-
-    /// Follows a source: dials what is new in it; what no source names any more is let go once no
-    /// worker is attached there.
-    /// Returns the credit of the workers for which it has changed: nothing where no source names them.
-    pub(crate) fn follow(&mut self, suggestion: Suggestion) -> Vec<(WorkerId, Credit)> {
-        let before = self.named();
-        let Suggestion { source, addresses, trouble } = suggestion;
-        match trouble {
-            Some(trouble) => self.troubles.insert(source.clone(), trouble),
-            None => self.troubles.remove(&source),
-        };
-        for state in self.links.values_mut() {
-            if !addresses.contains(&state.place) {
-                state.sources.remove(&source);
-            }
-        }
-        for address in addresses {
-            let has_room = self.links.len() < WORKERS_MAX;
-            match self.links.values_mut().find(|state| state.place == address) {
-                Some(state) => {
-                    state.sources.insert(source.clone());
-                }
-                None if has_room => {
-                    self.add(source.clone(), Dial::Address(address));
-                }
-                None => {
-                    let trouble = format!("more than {WORKERS_MAX} places; the rest is not used");
-                    self.troubles.insert(source.clone(), trouble);
-                }
-            }
-        }
-        self.let_go();
-        let after = self.named();
-        let changed = after.symmetric_difference(&before);
-        changed.map(|&worker| (worker, self.credit(worker))).collect()
-    }
-
-    /// Attached workers that a source names.
-    fn named(&self) -> BTreeSet<WorkerId> {
-        let named = |state: &LinkState| match state.status {
-            LinkStatus::Attached(worker) | LinkStatus::Alias(worker)
-                if !state.sources.is_empty() =>
-            {
-                Some(worker)
-            }
-            _ => None,
-        };
-        self.links.values().filter_map(named).collect()
-    }
-
-    /// What a worker may be given: nothing once no source names it.
-    pub(crate) fn credit(&self, worker: WorkerId) -> Credit {
-        let Some(entry) = self.workers.get(&worker) else { return Credit { slots: 0, queue: 0 } };
-        let leads_there = |(id, state): (&LinkId, &LinkState)| {
-            (*id == entry.link || state.status == LinkStatus::Alias(worker))
-                && !state.sources.is_empty()
-        };
-        let is_named = self.links.iter().any(leads_there);
-        match is_named {
-            true => Credit { slots: self.slots(entry.credit.slots), ..entry.credit },
-            false => Credit { slots: 0, queue: 0 },
-        }
-    }
-
-    /// Ends links that nobody names and through which no worker lives.
-    fn let_go(&mut self) {
-        self.links.retain(|_, state| {
-            let needed = !state.sources.is_empty()
-                || matches!(state.status, LinkStatus::Attached(_) | LinkStatus::Cut(..));
-            if !needed {
-                state.link.goodbye.cancel();
-            }
-            needed
-        });
+        self.links.insert(id, LinkState { place, embedded, named, link, status });
     }
 
     /// A stream was attached: says whose, and what the scheduler must hear first.
@@ -224,9 +162,8 @@ impl Fleet {
         hello: WorkerHello,
         events: &mut Vec<Event>,
     ) -> Option<Attachment> {
-        let state = self.links.get(&link)?;
-        if matches!(state.status, LinkStatus::Alias(_)) || !state.link.outbox.is_present(stream) {
-            // The link was stopped, or the stream is gone already and another is on its way.
+        if !self.links.get(&link)?.link.outbox.is_present(stream) {
+            // The stream is gone already and another is on its way.
             return None;
         }
         let known = self.by_incarnation(hello.incarnation);
@@ -253,11 +190,11 @@ impl Fleet {
         }
         entry.state = WorkerState::Attached;
         if former_link != link
-            && let Some(former) = self.links.get_mut(&former_link)
+            && let Some(former) = self.links.remove(&former_link)
         {
             // One worker under two addresses is one worker: the newer stream has replaced the older.
             former.link.stop.cancel();
-            former.status = LinkStatus::Alias(worker);
+            self.echo(former.place, former.named, worker);
         }
         Some(Attachment::Back(worker))
     }
@@ -272,7 +209,7 @@ impl Fleet {
         ended: bool,
         events: &mut Vec<Event>,
     ) {
-        let lease = Duration::from_millis(self.timers.lease_ms);
+        let lease = Duration::from_millis(self.greeting.timers.lease_ms);
         let Some(state) = self.links.get_mut(&link) else { return };
         match state.status {
             LinkStatus::Attached(worker) => {
@@ -285,40 +222,50 @@ impl Fleet {
                     events.push(Event::WorkerCut { worker });
                 }
             }
-            LinkStatus::Cut(..) | LinkStatus::Alias(_) => {}
+            LinkStatus::Cut(..) => {}
             _ => state.status = LinkStatus::Unreachable(DialError::Other(reason)),
         }
     }
 
     /// There is no connection.
-    pub(crate) fn unreachable(&mut self, link: LinkId, error: DialError, events: &mut Vec<Event>) {
+    pub(crate) fn unreachable(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        error: DialError,
+        events: &mut Vec<Event>,
+    ) {
         let former = self.worker_of(link);
         let refused = error == DialError::Refused;
+        // News of a link that was stopped may come late: its worker is served through another.
         let Some(state) = self.links.get_mut(&link) else { return };
-        if matches!(state.status, LinkStatus::Alias(_)) {
-            // Late news of a link that was stopped: its worker is served through another.
-            return;
-        }
         if former.is_none() || refused {
             state.status = LinkStatus::Unreachable(error);
         }
         if let Some(worker) = former.filter(|_| refused) {
             self.bury(worker, DeathProof::Proved, events);
         }
+        self.make_way(now, link);
     }
 
     /// Who answers cannot be used.
-    pub(crate) fn refused(&mut self, link: LinkId, reason: String, events: &mut Vec<Event>) {
+    pub(crate) fn refused(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        reason: String,
+        events: &mut Vec<Event>,
+    ) {
         if let Some(worker) = self.worker_of(link) {
             self.bury(worker, DeathProof::LeaseEnded, events);
         }
-        let state = self.links.get_mut(&link);
-        if let Some(state) = state.filter(|state| !matches!(state.status, LinkStatus::Alias(_))) {
+        if let Some(state) = self.links.get_mut(&link) {
             state.status = LinkStatus::Refused(reason);
         }
+        self.make_way(now, link);
     }
 
-    /// Ends the leases that are over.
+    /// Ends the leases that are over, and tries again what was suggested and did not answer.
     pub(crate) fn expire(&mut self, now: Time, events: &mut Vec<Event>) {
         let over =
             |worker: &Worker| matches!(worker.state, WorkerState::Cut { until } if until <= now);
@@ -327,15 +274,17 @@ impl Fleet {
         for worker in gone {
             self.bury(worker, DeathProof::LeaseEnded, events);
         }
+        self.hints.wake(now);
+        self.try_hints();
     }
 
-    /// When the next lease ends.
+    /// When the next lease ends, or something is to be tried again.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         let until = |worker: &Worker| match worker.state {
             WorkerState::Cut { until } => Some(until),
             _ => None,
         };
-        self.workers.values().filter_map(until).min()
+        self.workers.values().filter_map(until).chain(self.hints.deadline()).min()
     }
 
     fn bury(&mut self, worker: WorkerId, proof: DeathProof, events: &mut Vec<Event>) {
@@ -354,29 +303,8 @@ impl Fleet {
                 _ => {}
             }
         }
-        self.revive_aliases(worker);
+        self.revive_echoes(worker);
         self.let_go();
-    }
-
-    /// A worker is gone: its other addresses may lead to another one now.
-    fn revive_aliases(&mut self, worker: WorkerId) {
-        let aliases: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, state)| state.status == LinkStatus::Alias(worker))
-            .map(|(&id, _)| id)
-            .collect();
-        for alias in aliases {
-            let Some(state) = self.links.remove(&alias) else { continue };
-            for source in state.sources {
-                match self.links.values_mut().find(|other| other.place == state.place) {
-                    Some(other) => {
-                        other.sources.insert(source);
-                    }
-                    None => self.add(source, Dial::Address(state.place.clone())),
-                }
-            }
-        }
     }
 
     /// The worker that is or was attached through a link.
@@ -440,22 +368,6 @@ impl Fleet {
     /// A worker's name, for a person.
     pub(crate) fn name(&self, worker: WorkerId) -> &str {
         self.workers.get(&worker).map_or("?", |entry| &entry.hello.name)
-    }
-
-    /// Every place: the address, who names it, what is known.
-    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, &BTreeSet<String>, &LinkStatus)> {
-        self.links.values().map(|state| (state.place.as_str(), &state.sources, &state.status))
-    }
-
-    /// Every source that names a place.
-    pub(crate) fn sources(&self) -> Vec<String> {
-        let sources: BTreeSet<_> = self.links.values().flat_map(|link| &link.sources).collect();
-        sources.into_iter().cloned().collect()
-    }
-
-    /// What is wrong with sources.
-    pub(crate) fn troubles(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.troubles.iter().map(|(source, trouble)| (source.as_str(), trouble.as_str()))
     }
 
     /// Says goodbye on all links and waits for their tasks; a panic in one of them comes out here.

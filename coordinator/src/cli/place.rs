@@ -1,0 +1,336 @@
+//! Where a map runs, which is never a guess: the highest of flags, environment and configuration file
+//! that names a place replaces the lower ones; within a level they add. A named place turns mDNS off
+//! unless that is asked for as well; with a key and no place mDNS is asked; with neither, this machine
+//! it is.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use widemap_cluster::config::Config;
+use widemap_cluster::{Identity, Role, Wanted, key};
+use widemap_common::limits::SLOTS_MAX;
+
+use super::options::{PlaceArgs, TrustArgs};
+use crate::error::MapError;
+use crate::places::{self, Dns, Fixed, Mdns, Source, Watched};
+use crate::session::Trust;
+
+/// What one level says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Level {
+    workers: Option<Fixed>,
+    files: Vec<Watched>,
+    dns: Vec<Dns>,
+    local: Option<u32>,
+    mdns: bool,
+}
+
+/// The places of a map, before anything secret is read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Whereabouts {
+    level: Level,
+    interfaces: Vec<String>,
+    /// What proves this side, unless that is not wanted or not needed.
+    wanted: Option<Wanted>,
+}
+
+/// Where workers may be, and whom to trust.
+pub(super) struct Sources {
+    pub(super) sources: Vec<Box<dyn Source>>,
+    pub(super) trust: Trust,
+    /// Sources that lead beyond this host without a key.
+    pub(super) exposed: Vec<String>,
+}
+
+impl Whereabouts {
+    /// Decides.
+    ///
+    /// # Errors
+    /// If what is said cannot be read, or leaves nothing to ask.
+    pub(super) fn find(args: &PlaceArgs, config: &Config) -> Result<Self, MapError> {
+        let levels = [of_flags(args), of_environment()?, of_file(config)?];
+        let wanted = wanted(&args.trust, config);
+        let has_key =
+            wanted.as_ref().is_some_and(|wanted| !wanted.is_empty() || key::usual_file().is_some());
+        let no_mdns = args.no_mdns || (config.mdns == Some(false) && !args.mdns);
+        let level = decide(levels, has_key, args.trust.insecure, no_mdns)?;
+        let interfaces = [
+            args.mdns_interface.clone(),
+            variable_list("WIDEMAP_MDNS_INTERFACE"),
+            config.mdns_interface.clone(),
+        ];
+        let interfaces = interfaces.into_iter().find(|names| !names.is_empty()).unwrap_or_default();
+        Ok(Self { level, interfaces, wanted })
+    }
+
+    /// The slots of this machine that are asked for.
+    pub(super) fn local(&self) -> Option<u32> {
+        self.level.local
+    }
+
+    /// Whether nobody but this machine is asked.
+    pub(super) fn is_here_only(&self) -> bool {
+        !self.asks_others()
+    }
+
+    fn asks_others(&self) -> bool {
+        let Level { workers, files, dns, mdns, .. } = &self.level;
+        workers.is_some() || !files.is_empty() || !dns.is_empty() || *mdns
+    }
+
+    /// The sources, and what proves this side to those who are there: the key is read only now, and
+    /// only if somebody else is asked.
+    ///
+    /// # Errors
+    /// If the key, or what stands for it, cannot be used.
+    pub(super) fn open(self) -> Result<Sources, MapError> {
+        let nobody = Sources { sources: Vec::new(), trust: Trust::default(), exposed: Vec::new() };
+        if !self.asks_others() {
+            return Ok(nobody);
+        }
+        let identity = match &self.wanted {
+            Some(wanted) => Identity::find(wanted, Role::Coordinator)?.map(Arc::new),
+            None => None,
+        };
+        let Level { workers, files, dns, mdns, .. } = self.level;
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        let mut exposed = Vec::new();
+        if let Some(fixed) = workers {
+            exposed.extend(fixed.addresses.iter().filter(|a| !is_loopback(a)).cloned());
+            sources.push(Box::new(fixed));
+        }
+        for file in files {
+            exposed.push(file.name.clone());
+            sources.push(Box::new(file));
+        }
+        for dns in dns {
+            exposed.push(dns.name.clone());
+            sources.push(Box::new(dns));
+        }
+        if mdns {
+            let mdns = Mdns { interfaces: self.interfaces, identity: identity.clone() };
+            exposed.push(mdns.name().to_owned());
+            sources.push(Box::new(mdns));
+        }
+        let config = match &identity {
+            Some(identity) => {
+                exposed.clear();
+                Some(identity.client().map_err(|error| MapError::Certificate(error.to_string()))?)
+            }
+            None => None,
+        };
+        Ok(Sources { sources, trust: Trust(config), exposed })
+    }
+}
+
+/// The level that counts, with mDNS as it follows from the rules.
+fn decide(
+    levels: [Level; 3],
+    has_key: bool,
+    insecure: bool,
+    no_mdns: bool,
+) -> Result<Level, MapError> {
+    let named = levels.into_iter().find(|level| *level != Level::default());
+    let nothing_named = named.is_none();
+    let mut level = named.unwrap_or_default();
+    if level.mdns && !has_key && !insecure {
+        return Err(MapError::Flag {
+            flag: "--mdns",
+            problem:
+                "anybody on the network can announce a worker: make a key (widemap key new) and \
+                      copy it to every host, or say --insecure as well"
+                    .to_owned(),
+        });
+    }
+    if nothing_named && has_key {
+        if no_mdns {
+            return Err(MapError::NobodyToAsk);
+        }
+        level.mdns = true;
+    }
+    Ok(level)
+}
+
+/// What proves this side, by flags, else by the environment, else by the file; nothing does if that is
+/// said.
+fn wanted(args: &TrustArgs, config: &Config) -> Option<Wanted> {
+    if args.insecure {
+        return None;
+    }
+    let flags = Wanted {
+        key: args.key.clone(),
+        certificate: args.tls_cert.clone(),
+        private_key: args.tls_key.clone(),
+        authority: args.tls_ca.clone(),
+    };
+    Some(flags.or(Wanted::of_environment()).or(config.identity()))
+}
+
+fn of_flags(args: &PlaceArgs) -> Level {
+    let watched = |path: &PathBuf| Watched {
+        name: format!("--workers-file {}", path.display()),
+        path: path.clone(),
+    };
+    let dns = |(host, port): &(String, u16)| Dns {
+        name: format!("--dns {host}"),
+        host: host.clone(),
+        port: *port,
+    };
+    Level {
+        workers: fixed("--worker".to_owned(), args.worker.clone()),
+        files: args.workers_file.iter().map(watched).collect(),
+        dns: args.dns.iter().map(dns).collect(),
+        local: args.local,
+        mdns: args.mdns,
+    }
+}
+
+fn of_environment() -> Result<Level, MapError> {
+    let workers = variable_list("WIDEMAP_WORKERS");
+    let addresses = workers.iter().map(|text| places::parse(text)).collect::<Result<_, _>>();
+    let addresses = addresses.map_err(|error| bad("WIDEMAP_WORKERS", error))?;
+    let watched = |path: std::ffi::OsString| Watched {
+        name: format!("WIDEMAP_WORKERS_FILE {}", path.to_string_lossy()),
+        path: path.into(),
+    };
+    let file = std::env::var_os("WIDEMAP_WORKERS_FILE").filter(|value| !value.is_empty());
+    let names = variable_list("WIDEMAP_DNS");
+    let dns = names.iter().map(|text| {
+        let (host, port) = places::parse_name(text).map_err(|error| bad("WIDEMAP_DNS", error))?;
+        Ok(Dns { name: format!("WIDEMAP_DNS {host}"), host, port })
+    });
+    Ok(Level {
+        workers: fixed("WIDEMAP_WORKERS".to_owned(), addresses),
+        files: file.map(watched).into_iter().collect(),
+        dns: dns.collect::<Result<_, MapError>>()?,
+        local: variable("WIDEMAP_LOCAL").map(|text| slots("WIDEMAP_LOCAL", &text)).transpose()?,
+        mdns: false,
+    })
+}
+
+fn of_file(config: &Config) -> Result<Level, MapError> {
+    let Some(path) = &config.path else { return Ok(Level::default()) };
+    let said = |what: &str| format!("{what} in {}", path.display());
+    let problem =
+        |what, error: String| MapError::Configured { path: path.clone(), what, problem: error };
+    let addresses = config.workers.iter().map(|text| places::parse(text)).collect::<Result<_, _>>();
+    let addresses = addresses.map_err(|error| problem("workers", error.to_string()))?;
+    let watched = |path: &PathBuf| Watched {
+        name: said(&format!("workers-file {}", path.display())),
+        path: path.clone(),
+    };
+    let dns = config.dns.iter().map(|text| {
+        let (host, port) =
+            places::parse_name(text).map_err(|error| problem("dns", error.to_string()))?;
+        Ok(Dns { name: said(&format!("dns {host}")), host, port })
+    });
+    if config.local.is_some_and(|slots| slots == 0 || slots > SLOTS_MAX) {
+        return Err(problem("local", format!("a number of slots is from 1 to {SLOTS_MAX}")));
+    }
+    Ok(Level {
+        workers: fixed(said("workers"), addresses),
+        files: config.workers_file.iter().map(watched).collect(),
+        dns: dns.collect::<Result<_, MapError>>()?,
+        local: config.local,
+        mdns: config.mdns == Some(true),
+    })
+}
+
+fn fixed(name: String, addresses: Vec<String>) -> Option<Fixed> {
+    (!addresses.is_empty()).then_some(Fixed { name, addresses })
+}
+
+fn bad(flag: &'static str, error: impl std::fmt::Display) -> MapError {
+    MapError::Flag { flag, problem: error.to_string() }
+}
+
+/// A variable, unless it is empty.
+pub(super) fn variable(name: &str) -> Option<String> {
+    let value = std::env::var_os(name)?.to_string_lossy().trim().to_owned();
+    (!value.is_empty()).then_some(value)
+}
+
+fn variable_list(name: &str) -> Vec<String> {
+    let text = variable(name).unwrap_or_default();
+    text.split([',', ' ']).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+/// A number of slots.
+pub(super) fn slots(name: &'static str, text: &str) -> Result<u32, MapError> {
+    match text.parse() {
+        Ok(slots) if (1..=SLOTS_MAX).contains(&slots) => Ok(slots),
+        _ => Err(bad(name, format!("`{text}` is not a number of slots, from 1 to {SLOTS_MAX}"))),
+    }
+}
+
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers(name: &str) -> Level {
+        Level { workers: fixed(name.to_owned(), vec!["ann:7433".to_owned()]), ..Level::default() }
+    }
+
+    fn nothing() -> Level {
+        Level::default()
+    }
+
+    #[test]
+    fn the_highest_level_that_names_a_place_replaces_the_lower_ones() {
+        let (flags, environment, file) = (workers("flag"), workers("variable"), workers("file"));
+        let of =
+            |levels: [&Level; 3]| decide(levels.map(Clone::clone), false, false, false).unwrap();
+        assert_eq!(of([&flags, &environment, &file]), flags);
+        assert_eq!(of([&nothing(), &environment, &file]), environment);
+        assert_eq!(of([&nothing(), &nothing(), &file]), file);
+        let local = Level { local: Some(2), ..nothing() };
+        assert_eq!(of([&local, &environment, &file]), local);
+    }
+
+    #[test]
+    fn a_named_place_turns_mdns_off_unless_it_is_asked_for() {
+        let of = |flags: Level| decide([flags, nothing(), nothing()], true, false, false).unwrap();
+        assert!(!of(workers("flag")).mdns);
+        assert!(!of(Level { local: Some(1), ..nothing() }).mdns);
+        let both = Level { mdns: true, ..workers("flag") };
+        assert_eq!(of(both.clone()), both);
+        assert!(of(nothing()).mdns);
+    }
+
+    #[test]
+    fn mdns_needs_a_key_or_insecure() {
+        let mdns = || [Level { mdns: true, ..nothing() }, nothing(), nothing()];
+        assert!(decide(mdns(), true, false, false).is_ok());
+        assert!(decide(mdns(), false, true, false).is_ok());
+        let refused = decide(mdns(), false, false, false).unwrap_err();
+        assert!(refused.to_string().contains("widemap key new"), "{refused}");
+    }
+
+    #[test]
+    fn without_a_place_and_a_key_it_is_this_machine() {
+        let nowhere = || [nothing(), nothing(), nothing()];
+        assert_eq!(decide(nowhere(), false, false, false).unwrap(), nothing());
+        assert_eq!(decide(nowhere(), false, true, false).unwrap(), nothing());
+        let stuck = decide(nowhere(), true, false, true).unwrap_err();
+        assert!(matches!(stuck, MapError::NobodyToAsk));
+    }
+
+    #[test]
+    fn only_this_host_needs_no_key() {
+        for (address, loopback) in [
+            ("127.0.0.1:1", true),
+            ("[::1]:1", true),
+            ("localhost:1", true),
+            ("10.0.0.1:1", false),
+            ("ann:1", false),
+        ] {
+            assert_eq!(is_loopback(address), loopback, "{address}");
+        }
+    }
+}

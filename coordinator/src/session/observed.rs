@@ -1,0 +1,107 @@
+//! A connection that remembers what its bytes have shown to be wrong with it. HTTP/2 would only say
+//! that a frame makes no sense, and under TLS 1.3 a client learns at its first read that its
+//! certificate was refused.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::dial::{DialError, untrusted};
+
+/// What a TLS alert begins with: a worker with a key answers plain text so.
+const TLS_ALERT: u8 = 0x15;
+
+/// See the file's head.
+pub(super) struct Observed<S> {
+    stream: S,
+    host: String,
+    fault: Arc<OnceLock<DialError>>,
+    state: State,
+}
+
+enum State {
+    /// Plain, and nothing was read yet.
+    Unread,
+    /// Plain; it has begun as it should.
+    Plain,
+    Encrypted,
+}
+
+impl<S> Observed<S> {
+    /// Watches a connection without TLS.
+    pub(super) fn plain(stream: S, host: String, fault: Arc<OnceLock<DialError>>) -> Self {
+        Self { stream, host, fault, state: State::Unread }
+    }
+
+    /// Watches a connection whose handshake is done on this side.
+    pub(super) fn encrypted(stream: S, host: String, fault: Arc<OnceLock<DialError>>) -> Self {
+        Self { stream, host, fault, state: State::Encrypted }
+    }
+
+    fn note(&self, fault: DialError) {
+        // The first fault is the cause of the others.
+        let _ = self.fault.set(fault);
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        match (&read, &self.state) {
+            (Poll::Ready(Ok(())), State::Unread) => {
+                if let Some(&first) = buffer.filled().get(before) {
+                    self.state = State::Plain;
+                    if first == TLS_ALERT {
+                        self.note(DialError::WantsKey { host: self.host.clone() });
+                    }
+                }
+            }
+            (Poll::Ready(Err(error)), State::Encrypted) => {
+                let fault = untrusted(&self.host, error);
+                if !matches!(fault, DialError::Other(_) | DialError::NoKey { .. }) {
+                    self.note(fault);
+                }
+            }
+            _ => {}
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
