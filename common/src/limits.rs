@@ -244,3 +244,9 @@ pub const HINTED_LINKS_MAX: usize = 512;
 
 /// Announcements of no use that are shown.
 pub const UNUSED_SHOWN: usize = 64;
+
+/// How long answers are waited for that come to the one who asked alone: they are sent at once.
+pub const MDNS_QUESTION_MS: u64 = 2_000;
+
+/// When such a question is asked again; the pause doubles each time.
+pub const MDNS_QUESTION_AGAIN_MS: u64 = 200;

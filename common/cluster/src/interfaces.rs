@@ -16,6 +16,8 @@ use if_addrs::IfAddr;
 pub struct Interface {
     /// What the system calls it.
     pub name: String,
+    /// Its number, shared by all addresses of one interface.
+    pub index: u32,
     /// The address.
     pub address: IpAddr,
     /// How many leading bits its neighbours share with it.
@@ -34,6 +36,7 @@ impl From<&if_addrs::Interface> for Interface {
         };
         Self {
             name: interface.name.clone(),
+            index: interface.index.unwrap_or(0),
             address,
             prefix_bits,
             up: interface.is_oper_up(),
@@ -141,6 +144,7 @@ mod tests {
         let (address, bits) = address.split_once('/').expect("an address and a prefix");
         Interface {
             name: name.to_owned(),
+            index: 0,
             address: ip(address),
             prefix_bits: bits.parse().expect("a number"),
             up: true,

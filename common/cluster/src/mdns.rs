@@ -4,8 +4,11 @@
 //! announced for minutes: whether somebody belongs to the cluster and lives is for the session to
 //! find out. So everything that is heard is bounded, and nothing here is fatal to who asks.
 
+mod question;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -20,11 +23,13 @@ use tracing::warn;
 use widemap_common::limits::{
     ANNOUNCED_ADDRESSES_MAX, ANNOUNCEMENTS_MAX, MDNS_CHECK_MS, MDNS_CHECKS_UNANSWERED_MAX,
     MDNS_CONFIRM_MS, MDNS_GOODBYE_MS, MDNS_INTERFACES_S, MDNS_PAUSE_MS, MDNS_PAUSE_MS_MAX,
-    MDNS_RECORDS_MAX, MDNS_TIMERS_MAX,
+    MDNS_QUESTION_MS, MDNS_RECORDS_MAX, MDNS_TIMERS_MAX,
 };
 
 use crate::interfaces::{self, Interface};
 use crate::record::{Announcement, RecordError};
+
+use question::{Answer, Question};
 
 /// What is announced and asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -199,7 +204,7 @@ pub struct Browser {
 
 /// Whether there is a daemon that listens.
 enum Link {
-    Open(Session),
+    Open(Box<Session>),
     Closed { until: Instant },
 }
 
@@ -209,6 +214,8 @@ struct Session {
     daemon: Daemon,
     events: Receiver<ServiceEvent>,
     monitor: Receiver<DaemonEvent>,
+    /// Asked beside the daemon, since that is not answered at once.
+    question: Option<Question>,
     metrics: Option<Receiver<Metrics>>,
     unanswered: u32,
     opened: Instant,
@@ -222,18 +229,19 @@ impl Browser {
     /// If mDNS does not work here.
     pub fn start(service: Service, interfaces: &[String]) -> Result<Self, MdnsError> {
         let selection = Selection::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), interfaces)?;
-        let session = Session::open(service, selection.clone())?;
+        let ours = local_interfaces()?;
+        let session = Session::open(service, selection.clone(), &ours)?;
         let mut browser = Self {
             service,
             selection,
-            link: Link::Open(session),
+            link: Link::Open(Box::new(session)),
             known: Known::new(ANNOUNCEMENTS_MAX, fastrand::Rng::new()),
-            generation: 0,
+            generation: 1,
             untold: VecDeque::new(),
-            ours: local_interfaces()?,
+            ours,
             trouble: None,
             next_check: Instant::now() + Duration::from_millis(MDNS_CHECK_MS),
-            sweep: None,
+            sweep: Some(Instant::now() + Duration::from_millis(MDNS_CONFIRM_MS)),
             pause: Duration::from_millis(MDNS_PAUSE_MS),
         };
         browser.look_at_interfaces();
@@ -270,11 +278,19 @@ impl Browser {
 
     fn take(&mut self, step: Step) {
         match step {
-            Step::Service(ServiceEvent::ServiceResolved(service)) => self.hear(&service),
+            Step::Service(ServiceEvent::ServiceResolved(service)) => {
+                self.hear(from_daemon(&service), self.generation);
+            }
             Step::Service(ServiceEvent::ServiceRemoved(_, fullname)) => {
                 let name = self.instance_name(&fullname);
                 if self.known.forget(&name) {
                     self.untold.push_back(Heard::Gone(name));
+                }
+            }
+            // The daemon has to hear it as well: it is the one that knows when somebody leaves.
+            Step::Answers(answers) => {
+                for answer in answers {
+                    self.hear(answer, self.generation - 1);
                 }
             }
             // Names without records, and what the daemon does for us.
@@ -285,15 +301,14 @@ impl Browser {
         }
     }
 
-    fn hear(&mut self, service: &ResolvedService) {
-        let properties = service.get_properties();
+    fn hear(&mut self, answer: Answer, generation: u64) {
+        let Answer { fullname, port, addresses, properties } = answer;
         if properties.is_empty() {
             // They are in a packet of their own, and the service is told again when they arrive.
             return;
         }
-        let name = self.instance_name(service.get_fullname());
-        let pairs = properties.iter().map(|pair| (pair.key(), pair.val().unwrap_or_default()));
-        let announcement = match Announcement::from_properties(pairs) {
+        let name = self.instance_name(&fullname);
+        let announcement = match Announcement::from_properties(properties) {
             Ok(announcement) => announcement,
             Err(why) => {
                 if self.known.forget(&name) {
@@ -303,15 +318,22 @@ impl Browser {
                 return;
             }
         };
-        let addresses = service.get_addresses().iter().map(mdns_sd::ScopedIp::to_ip_addr);
+        // Each packet tells the addresses of one IP version: while they arrive, what has been told
+        // so far holds.
+        let is_beginning = matches!(&self.link, Link::Open(session) if session.question.is_some());
+        let told = self
+            .known
+            .get(&name)
+            .filter(|told| is_beginning && told.announcement == announcement && told.port == port);
+        let told = told.map_or(&[][..], |told| &told.addresses);
+        let addresses = addresses.into_iter().chain(told.iter().copied());
         let addresses =
             interfaces::in_dialling_order(addresses, &self.ours, ANNOUNCED_ADDRESSES_MAX);
-        if addresses.is_empty() || service.get_port() == 0 {
+        if addresses.is_empty() || port == 0 {
             return;
         }
-        let port = service.get_port();
         let instance = Instance { instance: name, announcement, port, addresses };
-        let Learnt { is_new, evicted } = self.known.learn(&instance, self.generation);
+        let Learnt { is_new, evicted } = self.known.learn(&instance, generation);
         self.untold.extend(evicted.map(Heard::Gone));
         if is_new {
             self.untold.push_back(Heard::Found(instance));
@@ -369,9 +391,9 @@ impl Browser {
     }
 
     fn reopen(&mut self) {
-        match Session::open(self.service, self.selection.clone()) {
+        match Session::open(self.service, self.selection.clone(), &self.ours) {
             Ok(session) => {
-                self.link = Link::Open(session);
+                self.link = Link::Open(Box::new(session));
                 self.generation += 1;
                 self.sweep = Some(Instant::now() + Duration::from_millis(MDNS_CONFIRM_MS));
             }
@@ -392,6 +414,7 @@ impl fmt::Debug for Browser {
 /// What a session has to say.
 enum Step {
     Service(ServiceEvent),
+    Answers(Vec<Answer>),
     Nothing,
     Trouble(String),
     Closed(String),
@@ -399,15 +422,17 @@ enum Step {
 }
 
 impl Session {
-    fn open(service: Service, selection: Selection) -> Result<Self, MdnsError> {
+    fn open(service: Service, selection: Selection, ours: &[Interface]) -> Result<Self, MdnsError> {
+        let used = ours.iter().filter(|interface| selection.has(interface)).cloned().collect();
+        let question = Question::ask(service.kind(), fastrand::u16(..), used);
         let daemon = Daemon::start(selection)?;
         let events = daemon.0.browse(service.kind())?;
         let monitor = daemon.0.monitor()?;
         let opened = Instant::now();
-        Ok(Self { daemon, events, monitor, metrics: None, unanswered: 0, opened })
+        Ok(Self { daemon, events, monitor, question, metrics: None, unanswered: 0, opened })
     }
 
-    async fn step(&self, next_check: Instant) -> Step {
+    async fn step(&mut self, next_check: Instant) -> Step {
         tokio::select! {
             // First, so that a flood of events does not put it off.
             biased;
@@ -417,6 +442,7 @@ impl Session {
                 Ok(_) => Step::Nothing,
                 Err(_) => Step::Closed("mDNS has stopped; starting it again".to_owned()),
             },
+            answers = answers(self.question.as_mut()) => Step::Answers(answers),
             event = self.events.recv_async() => match event {
                 Ok(event) => Step::Service(event),
                 // It closes the channel of whoever does not keep up.
@@ -430,6 +456,9 @@ impl Session {
 
     /// Why it should be replaced, if it should. What it remembers is not bounded by itself.
     fn is_unwell(&mut self) -> Option<&'static str> {
+        if self.opened.elapsed() > Duration::from_millis(MDNS_QUESTION_MS) {
+            self.question = None;
+        }
         let answer = self.metrics.as_ref().map(Receiver::try_recv);
         match answer {
             Some(Ok(metrics)) if is_flooded(&metrics) => {
@@ -447,6 +476,26 @@ impl Session {
         // Where it cannot be asked it has ended, and its channels say so.
         self.metrics = self.daemon.0.get_metrics().ok();
         None
+    }
+}
+
+async fn answers(question: Option<&mut Question>) -> Vec<Answer> {
+    match question {
+        Some(question) => question.answers().await,
+        None => future::pending().await,
+    }
+}
+
+fn from_daemon(service: &ResolvedService) -> Answer {
+    let properties = service.get_properties().iter();
+    let bytes = |value: &[u8]| value.to_vec();
+    Answer {
+        fullname: service.get_fullname().to_owned(),
+        port: service.get_port(),
+        addresses: service.get_addresses().iter().map(mdns_sd::ScopedIp::to_ip_addr).collect(),
+        properties: properties
+            .map(|pair| (bytes(pair.key().as_bytes()), bytes(pair.val().unwrap_or_default())))
+            .collect(),
     }
 }
 
@@ -486,12 +535,16 @@ impl Known {
         Self { most, entries: Vec::new(), places: HashMap::new(), random }
     }
 
+    fn get(&self, name: &str) -> Option<&Instance> {
+        self.places.get(name).map(|place| &self.entries[*place].instance)
+    }
+
     /// Where there is no room one of the others is forgotten, whichever: neither those who came first
     /// nor those who announce themselves most often can keep another out for ever.
     fn learn(&mut self, instance: &Instance, generation: u64) -> Learnt {
         if let Some(place) = self.places.get(&instance.instance) {
             let entry = &mut self.entries[*place];
-            entry.generation = generation;
+            entry.generation = entry.generation.max(generation);
             let is_new = entry.instance != *instance;
             if is_new {
                 entry.instance = instance.clone();
@@ -651,4 +704,99 @@ fn instance_label(announcement: &Announcement) -> String {
     let mut label: String = announcement.name.chars().map(plain).collect();
     label.truncate(LABEL_BYTES_MAX - 1 - life.len());
     label + "-" + life
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use widemap_common::ids::Incarnation;
+
+    fn announcement(name: &str) -> Announcement {
+        let incarnation = Incarnation(0x0123_4567_89ab_cdef);
+        Announcement {
+            name: name.to_owned(),
+            protocol: (1, 0),
+            incarnation,
+            slots: 8,
+            cluster: None,
+        }
+    }
+
+    fn instance(name: &str, port: u16) -> Instance {
+        let addresses = vec![Ipv4Addr::new(10, 0, 0, 1).into()];
+        Instance { instance: name.to_owned(), announcement: announcement(name), port, addresses }
+    }
+
+    fn known() -> Known {
+        Known::new(3, fastrand::Rng::with_seed(7))
+    }
+
+    #[test]
+    fn the_same_again_is_nothing_new_and_a_change_is() {
+        let mut known = known();
+        for (port, is_new) in [(1, true), (1, false), (2, true), (2, false)] {
+            let learnt = known.learn(&instance("ann", port), 0);
+            assert_eq!(learnt, Learnt { is_new, evicted: None });
+        }
+        assert!(known.forget("ann") && !known.forget("ann"));
+    }
+
+    #[test]
+    fn there_are_never_more_than_the_most_and_anyone_may_have_to_go() {
+        let mut known = known();
+        let mut evicted_places = [false; 3];
+        for number in 0..1_000_u16 {
+            let before: Vec<_> =
+                known.entries.iter().map(|e| e.instance.instance.clone()).collect();
+            let learnt = known.learn(&instance(&format!("w{number}"), 1), 0);
+            if let Some(evicted) = learnt.evicted {
+                let place = before.iter().position(|name| *name == evicted);
+                evicted_places[place.expect("it was known")] = true;
+            }
+            assert!(known.entries.len() <= 3 && known.places.len() == known.entries.len());
+            for (place, entry) in known.entries.iter().enumerate() {
+                assert_eq!(known.places.get(&entry.instance.instance), Some(&place));
+            }
+        }
+        assert_eq!(evicted_places, [true; 3]);
+    }
+
+    #[test]
+    fn those_that_a_new_daemon_does_not_hear_are_given_up() {
+        let mut known = known();
+        for (name, generation) in [("ann", 0), ("bob", 0), ("ann", 1), ("bob", 0), ("ann", 0)] {
+            known.learn(&instance(name, 1), generation);
+        }
+        assert_eq!(known.sweep(1), ["bob"]);
+        assert_eq!(known.sweep(1), [""; 0]);
+    }
+
+    #[test]
+    fn the_name_on_the_link_is_short_plain_and_of_one_life() {
+        assert_eq!(instance_label(&announcement("ann")), "ann-01234567");
+        assert_eq!(instance_label(&announcement("Ann.Lab é")), "ann-lab---01234567");
+        assert_eq!(instance_label(&announcement(&"ä".repeat(125))).len(), 63);
+    }
+
+    #[test]
+    fn every_kind_of_service_is_one_that_dns_sd_allows() {
+        for service in [Service::Worker, Service::Coordinator] {
+            let name = service.kind().split('.').next().expect("a label");
+            assert!(name.starts_with('_') && name.len() <= 16, "{name}");
+            let info = service_info(service, &announcement("ann"), 7433).expect("it can be told");
+            let fullname = info.get_fullname();
+            assert_eq!(fullname, fullname.to_lowercase(), "mdns-sd looks for it in lower case");
+        }
+    }
+
+    #[test]
+    fn a_flood_is_seen_in_what_the_daemon_remembers() {
+        let metrics = |name: &str, count| Metrics::from([(name.to_owned(), count)]);
+        assert!(!is_flooded(&Metrics::new()));
+        assert!(!is_flooded(&metrics("cached-ptr", MDNS_RECORDS_MAX)));
+        for name in ["cached-ptr", "cached-srv", "cached-txt", "cached-addr", "cached-nsec"] {
+            assert!(is_flooded(&metrics(name, MDNS_RECORDS_MAX + 1)), "{name}");
+        }
+        assert!(is_flooded(&metrics("timer", MDNS_TIMERS_MAX + 1)));
+    }
 }
