@@ -213,10 +213,11 @@ pub const ANNOUNCED_ADDRESSES_MAX: usize = 16;
 pub const MDNS_CHECK_MS: u64 = 1_000;
 
 /// Checks that it may leave unanswered before it is replaced.
-pub const MDNS_CHECKS_UNANSWERED_MAX: u32 = 5;
+pub const MDNS_CHECKS_UNANSWERED_MAX: u32 = 3;
 
-/// Records that it may remember before it is replaced: an instance has at least four.
-pub const MDNS_RECORDS_MAX: i64 = 4 * ANNOUNCEMENTS_MAX as i64;
+/// Records that it may remember before it is replaced: a worker has four, and more if it has more
+/// addresses. One can be 9 KB long.
+pub const MDNS_RECORDS_MAX: i64 = 8 * WORKERS_MAX as i64;
 
 /// Times of records to come that it may remember before it is replaced.
 pub const MDNS_TIMERS_MAX: i64 = 8 * MDNS_RECORDS_MAX;

@@ -653,13 +653,17 @@ impl Drop for Daemon {
     }
 }
 
-/// mdns-sd keeps to itself that it could not have the port.
+/// mdns-sd keeps to itself that it could not have the port. A version of IP that this machine does
+/// not have is no reason to do without the other.
 fn check_port() -> Result<(), MdnsError> {
     let port = mdns_sd::MDNS_PORT;
-    let bound = bind(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()).or_else(|error| {
-        bind(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()).map_err(|_| error)
-    });
-    bound.map_err(|source| MdnsError::Port { source })
+    let v4 = bind(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into());
+    let v6 = bind(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into());
+    let in_use = [&v4, &v6]
+        .into_iter()
+        .any(|bound| bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse));
+    let checked = if in_use { v4.and(v6) } else { v4.or(v6) };
+    checked.map_err(|source| MdnsError::Port { source })
 }
 
 /// Whether the address can be shared, in the way of mdns-sd.

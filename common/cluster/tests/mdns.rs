@@ -96,7 +96,9 @@ fn two_workers_on_one_machine_are_two_even_where_one_has_but_one_address() {
 #[test]
 fn without_a_network_it_says_so_and_goes_on_when_there_is_one() {
     on_a_network("link", async |network| {
+        network.ip(1, &["link", "set", "eth0", "down"]);
         network.ip(2, &["link", "set", "eth0", "down"]);
+        let _ann = network.announce(1, "ann", 7433);
         let mut browser = browse();
         let trouble = until(&mut browser, |heard| match heard {
             Heard::Trouble(why) => Some(why),
@@ -104,8 +106,8 @@ fn without_a_network_it_says_so_and_goes_on_when_there_is_one() {
         });
         let trouble = trouble.await;
         assert!(trouble.contains("no interface leads to another machine"), "{trouble}");
-        let _ann = network.announce(1, "ann", 7433);
         network.ip(2, &["link", "set", "eth0", "up"]);
+        network.ip(1, &["link", "set", "eth0", "up"]);
         found(&mut browser, "ann").await;
     });
 }
@@ -116,6 +118,33 @@ fn what_nobody_could_reach_is_not_announced() {
     let error = announcer("ann", 7433, loopback).expect_err("nobody could reach it");
     assert!(matches!(error, MdnsError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("0.0.0.0"), "{error}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_that_says_so() {
+    on_a_network("port", async |_| {
+        let taken = UdpSocket::bind("0.0.0.0:5353").expect("it is free");
+        let error = Browser::start(Service::Worker, &[]).expect_err("it is taken");
+        assert!(matches!(error, MdnsError::Port { .. }), "{error}");
+        drop(taken);
+        browse();
+    });
+}
+
+#[test]
+fn no_thread_is_left_when_they_are_dropped() {
+    on_a_network("threads", async |network| {
+        let mut browser = browse();
+        let ann = network.on(2, || announcer("ann", 7433, ANY)).expect("it is announced");
+        found(&mut browser, "ann").await;
+        assert_eq!(daemon_threads(), 2);
+        drop((browser, ann));
+        let started = Instant::now();
+        while daemon_threads() > 0 {
+            assert!(started.elapsed() < SOON, "{} threads are left", daemon_threads());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
 }
 
 #[test]
@@ -220,6 +249,18 @@ fn false_announcement(number: u32) -> Vec<u8> {
     let records = records.into_iter().map(|(name, data)| Record::from_rdata(name, 4_500, data));
     message.answers.extend(records);
     message.to_vec().expect("it fits")
+}
+
+/// Those of this host: other tests have theirs on other hosts.
+fn daemon_threads() -> usize {
+    let here = std::fs::read_link("/proc/thread-self/ns/net").expect("the kernel tells it");
+    let threads = std::fs::read_dir("/proc/self/task").expect("the kernel tells them");
+    let is_daemon = |thread: &std::path::Path| {
+        let name = std::fs::read_to_string(thread.join("comm"));
+        let host = std::fs::read_link(thread.join("ns/net"));
+        name.is_ok_and(|name| name == "mDNS_daemon\n") && host.is_ok_and(|host| host == here)
+    };
+    threads.flatten().filter(|thread| is_daemon(&thread.path())).count()
 }
 
 fn resident_bytes() -> u64 {
