@@ -185,7 +185,9 @@ pub enum Heard {
 
 /// Listens for announcements until it is dropped.
 ///
-/// It works while [`next`](Self::next) is awaited, so that should be always.
+/// It works while [`next`](Self::next) is awaited, so that should be always. Where mDNS has to be
+/// started again, what was known stays so if it is heard again soon, and is told of again only if it
+/// has changed.
 pub struct Browser {
     service: Service,
     selection: Selection,
@@ -271,7 +273,7 @@ impl Browser {
     pub async fn stop(self) {
         if let Link::Open(session) = &self.link {
             let stopped = session.daemon.stop();
-            // Dropping it has asked for the same.
+            // Where that takes longer it has still been told to.
             let _ = timeout(Duration::from_millis(MDNS_GOODBYE_MS), stopped).await;
         }
     }
