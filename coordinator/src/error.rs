@@ -101,6 +101,8 @@ pub(crate) enum MapError {
         waited: Option<Duration>,
         /// Each place and what it answered.
         places: Vec<String>,
+        /// Whether somebody is there, and is not trusted or does not trust this side.
+        distrust: bool,
     },
     /// Every worker refused the job.
     #[error("no worker can run this\n{}", refusals.join("\n"))]
@@ -128,6 +130,10 @@ impl MapError {
             Self::SameFile(..) => "give each of them a file of its own",
             Self::SeveralLists => "put the combinations in one list, a line each",
             Self::NoWorkers { waited: None, .. } => return None,
+            Self::NoWorkers { distrust: true, .. } => {
+                "give both sides the same key file (`widemap key show` tells which cluster a key is of), or run \
+                 on this machine with --local N"
+            }
             Self::NoWorkers { .. } => {
                 "start `widemap-worker` there, or run on this machine with --local N"
             }

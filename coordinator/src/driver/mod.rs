@@ -360,7 +360,8 @@ impl Driver {
         let waited = self.alone_since.take().map(|since| self.now.since(since));
         let waited = waited.filter(|&time| time >= INTRODUCTION);
         let places = self.describe_places();
-        self.fail(MapError::NoWorkers { waited, places });
+        let distrust = self.fleet.meets_distrust();
+        self.fail(MapError::NoWorkers { waited, places, distrust });
     }
 
     /// A source names other places than before: a worker that nobody names any more gets no new work.

@@ -100,6 +100,19 @@ pub(crate) struct Line {
     pub(crate) fault: Arc<OnceLock<DialError>>,
 }
 
+impl DialError {
+    /// Whether both sides are there and do not trust each other.
+    pub(crate) fn is_distrust(&self) -> bool {
+        matches!(
+            self,
+            Self::OtherKey { .. }
+                | Self::NoKey { .. }
+                | Self::WantsKey { .. }
+                | Self::Distrust { .. }
+        )
+    }
+}
+
 impl Dial {
     /// Dials the worker behind the other end of a socket pair.
     pub(crate) fn embedded(end: UnixStream) -> Self {
@@ -210,7 +223,8 @@ fn sized(endpoint: Endpoint) -> Endpoint {
         .buffer_size(64)
 }
 
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+/// The last of an error's causes, which names what has happened.
+pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut last = error;
     while let Some(cause) = last.source() {
         last = cause;

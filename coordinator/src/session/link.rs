@@ -18,7 +18,7 @@ use widemap_proto::wire::worker_client::WorkerClient;
 use widemap_proto::wire::{FromWorker, ToWorker};
 use widemap_proto::{VERSION, WireError};
 
-use super::dial::{Dial, DialError, Line, Trust};
+use super::dial::{Dial, DialError, Line, Trust, root_cause};
 use super::outbox::{Outbox, StreamId};
 
 /// How long the end of a stream waits for the worker to hear of it.
@@ -379,9 +379,11 @@ fn ended(status: &Status) -> StreamEnd {
         Code::FailedPrecondition | Code::Unimplemented | Code::PermissionDenied => {
             StreamEnd::Refused(status.message().to_owned())
         }
-        _ => StreamEnd::Cut(match status.message() {
-            "" => status.code().to_string(),
-            message => message.to_owned(),
+        _ => StreamEnd::Cut(match (std::error::Error::source(status), status.message()) {
+            // What tonic says of it tells less than what has happened.
+            (Some(cause), _) => root_cause(cause),
+            (None, "") => status.code().to_string(),
+            (None, message) => message.to_owned(),
         }),
     }
 }

@@ -40,7 +40,18 @@ impl<S> Observed<S> {
     pub(super) fn encrypted(stream: S, host: String, fault: Arc<OnceLock<DialError>>) -> Self {
         Self { stream, host, fault, state: State::Encrypted }
     }
+}
 
+impl<S: AsyncRead + Unpin> Observed<S> {
+    /// A write that fails may hide what the other side has said before it hung up.
+    fn look(&mut self, context: &mut Context<'_>) {
+        let mut bytes = [0; 16];
+        // It is read for what it shows alone: after a failed write nothing else is.
+        let _ = Pin::new(self).poll_read(context, &mut ReadBuf::new(&mut bytes));
+    }
+}
+
+impl<S> Observed<S> {
     fn note(&self, fault: DialError) {
         // The first fault is the cause of the others.
         let _ = self.fault.set(fault);
@@ -76,13 +87,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Observed<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if matches!(written, Poll::Ready(Err(_))) {
+            self.look(context);
+        }
+        written
     }
 
     fn poll_write_vectored(
@@ -90,7 +105,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        if matches!(written, Poll::Ready(Err(_))) {
+            self.look(context);
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -98,7 +117,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        if matches!(flushed, Poll::Ready(Err(_))) {
+            self.look(context);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -280,6 +280,16 @@ impl Fleet {
         remarks
     }
 
+    /// Whether somebody is there and is not trusted, or does not trust this side.
+    pub(crate) fn meets_distrust(&self) -> bool {
+        let met = |state: &LinkState| match &state.status {
+            LinkStatus::Unreachable(error) => error.is_distrust(),
+            _ => false,
+        };
+        let heard = |state: &SourceState| state.hints && !state.unused.is_empty();
+        self.links.values().any(met) || self.sources.values().any(heard)
+    }
+
     /// How many announced places wait for their turn.
     pub(crate) fn untried(&self) -> usize {
         self.hints.len()
