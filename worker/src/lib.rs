@@ -25,6 +25,8 @@ mod door;
 mod environment;
 mod function;
 mod job;
+
+mod layers;
 mod peer;
 mod runtime;
 mod server;

@@ -14,6 +14,7 @@ use widemap_common::time::Timers;
 use widemap_proto::wire::worker_server::{Worker as WorkerService, WorkerServer};
 use widemap_proto::wire::{FromWorker, ToWorker};
 
+use crate::layers::{Layers, TraceLayer};
 use crate::session::Stream;
 
 /// The HTTP/2 windows: a few parts of payload on the way.
@@ -30,7 +31,7 @@ pub(crate) async fn build(
     streams: mpsc::Sender<Stream>,
     timers: &Timers,
     reflection: bool,
-) -> Result<Router, tonic_reflection::server::Error> {
+) -> Result<Router<Layers>, tonic_reflection::server::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let mut server = Server::builder()
         .tcp_nodelay(true)
@@ -40,7 +41,8 @@ pub(crate) async fn build(
         .initial_stream_window_size(WINDOW_BYTES)
         .max_frame_size(u32::try_from(PART_BYTES_MAX).expect("a part is far below 4 GiB"))
         .max_concurrent_streams(CALLS_MAX)
-        .concurrency_limit_per_connection(CALLS_MAX as usize);
+        .concurrency_limit_per_connection(CALLS_MAX as usize)
+        .layer(TraceLayer);
     // The service is there as long as the process is.
     health.set_serving::<WorkerServer<Service>>().await;
     let reflection = if reflection {
