@@ -14,7 +14,7 @@ use widemap_common::time::Timers;
 use widemap_proto::wire::worker_server::{Worker as WorkerService, WorkerServer};
 use widemap_proto::wire::{FromWorker, ToWorker};
 
-use crate::layers::{Layers, TraceLayer};
+use crate::layers::{Layers, RoleLayer, TraceLayer};
 use crate::session::Stream;
 
 /// The HTTP/2 windows: a few parts of payload on the way.
@@ -26,11 +26,13 @@ const CALLS_MAX: u32 = 32;
 /// Streams that wait for their hello to be read.
 pub(crate) const STREAMS_WAITING: usize = SESSIONS_MAX;
 
-/// Builds the server: the worker's service, health, and reflection if wanted.
+/// Builds the server: the worker's service, health, and reflection if wanted. Where roles are required,
+/// each call must come from a [`Peer`](crate::peer::Peer) whose certificate is for it.
 pub(crate) async fn build(
     streams: mpsc::Sender<Stream>,
     timers: &Timers,
     reflection: bool,
+    roles_required: bool,
 ) -> Result<Router<Layers>, tonic_reflection::server::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let mut server = Server::builder()
@@ -42,7 +44,8 @@ pub(crate) async fn build(
         .max_frame_size(u32::try_from(PART_BYTES_MAX).expect("a part is far below 4 GiB"))
         .max_concurrent_streams(CALLS_MAX)
         .concurrency_limit_per_connection(CALLS_MAX as usize)
-        .layer(TraceLayer);
+        .layer(TraceLayer)
+        .layer(RoleLayer::required(roles_required));
     // The service is there as long as the process is.
     health.set_serving::<WorkerServer<Service>>().await;
     let reflection = if reflection {

@@ -202,7 +202,7 @@ impl Worker {
         C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
         let (streams, waiting) = mpsc::channel(server::STREAMS_WAITING);
-        let router = server::build(streams, &self.config.timers, self.config.reflection)
+        let router = server::build(streams, &self.config.timers, self.config.reflection, false)
             .await
             .map_err(WorkerError::Reflection)?;
         let (slots, hub) = self.start()?;

@@ -1,13 +1,16 @@
-//! What every call passes before it reaches a service: it is told of.
+//! What every call passes before it reaches a service, from the outside in: it is told of, and its
+//! peer's role is looked at.
 
+mod role;
 mod trace;
 
 use tower::layer::util::{Identity, Stack};
 
+pub(crate) use role::RoleLayer;
 pub(crate) use trace::TraceLayer;
 
-/// All of them, the outermost last.
-pub(crate) type Layers = Stack<TraceLayer, Identity>;
+/// All of them, the outermost last: what is refused is told of.
+pub(crate) type Layers = Stack<RoleLayer, Stack<TraceLayer, Identity>>;
 
 #[cfg(test)]
 pub(crate) mod log {
@@ -71,8 +74,8 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio::task::JoinSet;
     use tokio_stream::StreamExt as _;
-    use tonic::Status;
     use tonic::transport::{Channel, Endpoint, Uri};
+    use tonic::{Code, Status};
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
     use widemap_common::time::Timers;
@@ -81,9 +84,10 @@ mod tests {
     use crate::server;
 
     /// A server in memory, and a channel to it. Its connections say nothing of a peer.
-    async fn serve(tasks: &mut JoinSet<()>) -> Channel {
+    async fn serve(roles_required: bool, tasks: &mut JoinSet<()>) -> Channel {
         let (streams, _) = mpsc::channel(1);
-        let router = server::build(streams, &Timers::default(), false).await.unwrap();
+        let router =
+            server::build(streams, &Timers::default(), false, roles_required).await.unwrap();
         let (near, far) = tokio::io::duplex(64 * 1024);
         // It never ends, so that the server does not either.
         let incoming = tokio_stream::once(Ok::<_, io::Error>(far))
@@ -102,12 +106,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_pass_the_server_and_are_told_of() {
+    async fn calls_pass_the_server_where_no_role_is_required() {
         let (log, mut tasks) = (Log::start(), JoinSet::new());
-        check(serve(&mut tasks).await).await.unwrap();
+        check(serve(false, &mut tasks).await).await.unwrap();
         let calls = log.calls();
         assert_eq!(calls.len(), 1, "{calls:?}");
         assert!(calls[0].contains("method=\"/grpc.health.v1.Health/Check\""), "{calls:?}");
         assert!(calls[0].contains("code=Ok"), "{calls:?}");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_refused_is_told_of() {
+        let (log, mut tasks) = (Log::start(), JoinSet::new());
+        let refused = check(serve(true, &mut tasks).await).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        let calls = log.calls();
+        assert_eq!(calls.len(), 1, "{calls:?}");
+        assert!(calls[0].contains("code=PermissionDenied"), "{calls:?}");
     }
 }
