@@ -117,6 +117,10 @@ pub const HANDSHAKES_MAX: usize = 128;
 /// Refusals at a worker's door that are remembered, so that each is said once.
 pub const REFUSALS_REMEMBERED: usize = 64;
 
+/// Calls that a worker opens at a time, over all connections: a session and a health check of every
+/// coordinator, should they all come back at once.
+pub const CALLS_OPENING_MAX: usize = 2 * SESSIONS_MAX;
+
 /// Reports that wait for a coordinator that does not read, before its orders are not read either.
 pub const REPORTS_WAITING_MAX: usize = 4 * BATCH_ENTRIES_MAX;
 

@@ -10,11 +10,15 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 use widemap_common::limits::{PART_BYTES_MAX, SESSIONS_MAX, STREAM_QUEUE};
+
+use widemap_common::limits::{
+    CALLS_OPENING_MAX, CONNECTIONS_MAX, PART_BYTES_MAX, SESSIONS_MAX, STREAM_QUEUE,
+};
 use widemap_common::time::Timers;
 use widemap_proto::wire::worker_server::{Worker as WorkerService, WorkerServer};
 use widemap_proto::wire::{FromWorker, ToWorker};
 
-use crate::layers::{Layers, RoleLayer, TraceLayer};
+use crate::layers::{Layers, LimitLayer, RoleLayer, TraceLayer};
 use crate::session::Stream;
 
 /// The HTTP/2 windows: a few parts of payload on the way.
@@ -45,7 +49,8 @@ pub(crate) async fn build(
         .max_concurrent_streams(CALLS_MAX)
         .concurrency_limit_per_connection(CALLS_MAX as usize)
         .layer(TraceLayer)
-        .layer(RoleLayer::required(roles_required));
+        .layer(RoleLayer::required(roles_required))
+        .layer(LimitLayer::new(CALLS_OPENING_MAX));
     // The service is there as long as the process is.
     health.set_serving::<WorkerServer<Service>>().await;
     let reflection = if reflection {

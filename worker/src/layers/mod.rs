@@ -1,16 +1,18 @@
-//! What every call passes before it reaches a service, from the outside in: it is told of, and its
-//! peer's role is looked at.
+//! What every call passes before it reaches a service, from the outside in: it is told of, its peer's
+//! role is looked at, and there must be room for it.
 
+mod limit;
 mod role;
 mod trace;
 
 use tower::layer::util::{Identity, Stack};
 
+pub(crate) use limit::LimitLayer;
 pub(crate) use role::RoleLayer;
 pub(crate) use trace::TraceLayer;
 
-/// All of them, the outermost last: what is refused is told of.
-pub(crate) type Layers = Stack<RoleLayer, Stack<TraceLayer, Identity>>;
+/// All of them, the outermost last. What is refused is told of, and takes no room.
+pub(crate) type Layers = Stack<LimitLayer, Stack<RoleLayer, Stack<TraceLayer, Identity>>>;
 
 #[cfg(test)]
 pub(crate) mod log {
