@@ -1,0 +1,3 @@
+//! Unary calls to a worker: what they all pass on their way to the channel.
+
+mod deadline;
