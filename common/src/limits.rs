@@ -169,6 +169,15 @@ pub const RETRIES: u32 = 1;
 /// How long a map waits for a first usable worker (`--wait-workers`), unless told.
 pub const WAIT_WORKERS_S: u64 = 60;
 
+/// The body of a unary call that is kept for repeating it; a longer one is sent once.
+pub const CALL_KEPT_BYTES_MAX: usize = 64 * 1024;
+
+/// The pause before a unary call is repeated for the first time; it doubles for each time.
+pub const CALL_RETRY_MS: u64 = 50;
+
+/// The longest pause before a unary call is repeated.
+pub const CALL_RETRY_MS_MAX: u64 = 1_000;
+
 /// Names, labels and versions on the wire.
 pub const NAME_BYTES_MAX: usize = 256;
 
