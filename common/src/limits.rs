@@ -178,6 +178,12 @@ pub const CALL_RETRY_MS: u64 = 50;
 /// The longest pause before a unary call is repeated.
 pub const CALL_RETRY_MS_MAX: u64 = 1_000;
 
+/// How long a worker may take to say whether it is well, over all tries.
+pub const HEALTH_MS: u64 = 5_000;
+
+/// How often a worker is asked again whether it is well.
+pub const HEALTH_RETRIES: u32 = 3;
+
 /// Names, labels and versions on the wire.
 pub const NAME_BYTES_MAX: usize = 256;
 
