@@ -25,7 +25,6 @@ mod door;
 mod environment;
 mod function;
 mod job;
-
 mod layers;
 mod peer;
 mod runtime;

@@ -9,11 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
-use widemap_common::limits::{PART_BYTES_MAX, SESSIONS_MAX, STREAM_QUEUE};
-
-use widemap_common::limits::{
-    CALLS_OPENING_MAX, CONNECTIONS_MAX, PART_BYTES_MAX, SESSIONS_MAX, STREAM_QUEUE,
-};
+use widemap_common::limits::{CALLS_OPENING_MAX, PART_BYTES_MAX, SESSIONS_MAX, STREAM_QUEUE};
 use widemap_common::time::Timers;
 use widemap_proto::wire::worker_server::{Worker as WorkerService, WorkerServer};
 use widemap_proto::wire::{FromWorker, ToWorker};

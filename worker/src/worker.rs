@@ -202,7 +202,9 @@ impl Worker {
         C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
         let (streams, waiting) = mpsc::channel(server::STREAMS_WAITING);
-        let router = server::build(streams, &self.config.timers, self.config.reflection, false)
+        let roles_required = self.config.identity.is_some();
+        let config = &self.config;
+        let router = server::build(streams, &config.timers, config.reflection, roles_required)
             .await
             .map_err(WorkerError::Reflection)?;
         let (slots, hub) = self.start()?;

@@ -75,7 +75,7 @@ mod tests {
     use widemap_worker::{Registry, Worker, WorkerConfig};
 
     use super::*;
-    use crate::session::Dial;
+    use crate::session::{Dial, Trust};
 
     const DEADLINE: Duration = Duration::from_secs(1);
 
@@ -149,8 +149,8 @@ mod tests {
         let (mut tasks, end) = (JoinSet::new(), CancellationToken::new());
         let serving = worker.serve_stream(far, end.clone());
         tasks.spawn(async move { serving.await.unwrap() });
-        let channel = Dial::embedded(near).connect(&Timers::default()).await.unwrap();
-        health(channel).await.unwrap();
+        let dialled = Dial::embedded(near).connect(&Trust::default(), &Timers::default()).await;
+        health(dialled.map(|line| line.channel).expect("it is there")).await.unwrap();
         end.cancel();
         tasks.join_next().await.unwrap().unwrap();
     }
