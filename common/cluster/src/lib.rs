@@ -11,6 +11,8 @@ pub mod config;
 mod identity;
 pub mod interfaces;
 pub mod key;
+
+pub mod harden;
 pub mod mdns;
 pub mod record;
 mod role;
