@@ -4,8 +4,17 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
+use crate::spawner::RunAs;
+
 /// Variables of the worker that are passed on anyway, beside `LC_*`.
 const PASSED_ON: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR"];
+
+/// What a worker is told by its own variables, where its key is say, is never passed on, asked for or
+/// not.
+const OWN_PREFIX: &[u8] = b"WIDEMAP_";
+
+/// Variables that the worker sets for each item: a job has no say in them.
+const SET_FOR_ITEMS: [&[u8]; 3] = [b"WIDEMAP_ITEM", b"WIDEMAP_SEQ", b"WIDEMAP_SLOT"];
 
 /// Variables that tell libraries how many threads to start.
 const THREAD_COUNTS: [&str; 6] = [
@@ -29,18 +38,29 @@ impl Environment {
     /// The worker's own environment, with what the job asks for.
     pub(crate) fn inherited(asked: &[(Vec<u8>, Option<Vec<u8>>)]) -> Self {
         let set = |(name, value): &(Vec<u8>, Option<Vec<u8>>)| Some((name.clone(), value.clone()?));
-        Self { clear: false, variables: asked.iter().filter_map(set).filter(valid).collect() }
+        let variables = asked.iter().filter_map(set).filter(may_be_asked).filter(valid).collect();
+        Self { clear: false, variables }
     }
 
     /// What is passed on of `own`, the worker's variables, what the job asks for, and thread counts
-    /// of `threads`, the slot's share of the cores.
+    /// of `threads`, the slot's share of the cores. Who its processes run as, if that is another
+    /// than the worker, is said by the same variables as after a login.
     pub(crate) fn scrubbed(
         asked: &[(Vec<u8>, Option<Vec<u8>>)],
         own: impl Iterator<Item = (OsString, OsString)>,
+        run_as: Option<&RunAs>,
         threads: usize,
     ) -> Self {
-        let own: Vec<_> = own.map(|(n, v)| (n.into_vec(), v.into_vec())).collect();
+        let mut own: Vec<_> = own
+            .map(|(name, value)| (name.into_vec(), value.into_vec()))
+            .filter(|(name, _)| !name.starts_with(OWN_PREFIX))
+            .collect();
         let mut environment = Self { clear: true, variables: Vec::new() };
+        for (name, value) in run_as.into_iter().flat_map(RunAs::variables) {
+            own.retain(|(known, _)| known != name.as_bytes());
+            own.push((name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+            environment.set(name.as_bytes(), value.as_bytes());
+        }
         for (name, value) in &own {
             let passed_on = PASSED_ON.iter().any(|passed| passed.as_bytes() == name);
             if passed_on || name.starts_with(b"LC_") {
@@ -56,7 +76,7 @@ impl Environment {
                 environment.set(name, value);
             }
         }
-        environment.variables.retain(valid);
+        environment.variables.retain(|variable| may_be_asked(variable) && valid(variable));
         environment
     }
 
@@ -74,6 +94,10 @@ impl Environment {
         self.variables.retain(|(known, _)| known != name);
         self.variables.push((name.to_vec(), value.to_vec()));
     }
+}
+
+fn may_be_asked((name, _): &(Vec<u8>, Vec<u8>)) -> bool {
+    !SET_FOR_ITEMS.contains(&name.as_slice())
 }
 
 /// What the system could not pass on would fail every item.
@@ -104,7 +128,7 @@ mod tests {
             (b"OMP_NUM_THREADS".to_vec(), Some(b"8".to_vec())),
             (b"NOWHERE".to_vec(), None),
         ];
-        let environment = Environment::scrubbed(&asked, own(), 2);
+        let environment = Environment::scrubbed(&asked, own(), None, 2);
         assert!(environment.clear);
         assert_eq!(value(&environment, "SECRET"), None);
         assert_eq!(value(&environment, "NOWHERE"), None);
@@ -113,6 +137,33 @@ mod tests {
         assert_eq!(value(&environment, "SET"), Some("1"));
         assert_eq!(value(&environment, "OMP_NUM_THREADS"), Some("8"));
         assert_eq!(value(&environment, "RAYON_NUM_THREADS"), Some("2"));
+        assert_eq!(environment.path(), "/bin");
+    }
+
+    #[test]
+    fn what_the_worker_is_told_is_not_passed_on_even_if_asked_for() {
+        let own = [("WIDEMAP_KEY", "/etc/widemap/key"), ("WIDEMAP_LOG", "debug"), ("PATH", "/bin")];
+        let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let asked = [
+            (b"WIDEMAP_KEY".to_vec(), None),
+            (b"WIDEMAP_LOG".to_vec(), Some(b"info".to_vec())),
+            (b"WIDEMAP_ITEM".to_vec(), Some(b"forged".to_vec())),
+        ];
+        let environment = Environment::scrubbed(&asked, own, None, 1);
+        assert_eq!(value(&environment, "WIDEMAP_KEY"), None);
+        assert_eq!(value(&environment, "WIDEMAP_LOG"), Some("info"));
+        assert_eq!(value(&environment, "WIDEMAP_ITEM"), None);
+        assert_eq!(Environment::inherited(&asked).variables.len(), 1);
+    }
+
+    #[test]
+    fn another_user_has_a_name_and_a_home_of_its_own() {
+        let nobody = RunAs::find("nobody").unwrap();
+        let asked = [(b"HOME".to_vec(), None)];
+        let environment = Environment::scrubbed(&asked, own(), Some(&nobody), 1);
+        assert_eq!(value(&environment, "USER"), Some("nobody"));
+        assert_eq!(value(&environment, "LOGNAME"), Some("nobody"));
+        assert_ne!(value(&environment, "HOME"), Some("/root"));
         assert_eq!(environment.path(), "/bin");
     }
 

@@ -2,15 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::Access;
-use tempfile::TempDir;
 use widemap_common::framing::Framing;
 use widemap_common::ids::JobId;
 use widemap_common::spec::{Directory, Function as JobFunction, JobSpec, Runtime};
@@ -18,7 +14,9 @@ use widemap_common::template::Template;
 use widemap_proto::session::{Refusal, RefusalCause};
 
 use crate::environment::Environment;
+use crate::files::{CommandError, Files, PrivateDirectory};
 use crate::function::{Function, Registry};
+use crate::spawner::RunAs;
 
 /// What of a worker decides whether a job can run there.
 #[derive(Debug)]
@@ -30,8 +28,10 @@ pub(crate) struct Host {
     pub(crate) registry: Registry,
     /// Whether it runs inside a coordinator, in the directory and environment of its user.
     pub(crate) embedded: bool,
-    /// Where private directories are made; nothing if there are no commands.
-    pub(crate) private: Option<PathBuf>,
+    /// Who looks after the files of jobs; nobody if there are no commands.
+    pub(crate) files: Option<Arc<Files>>,
+    /// Whom commands run as, if that is another user than the worker's.
+    pub(crate) run_as: Option<Arc<RunAs>>,
     /// A slot's share of the cores.
     pub(crate) threads_per_slot: usize,
 }
@@ -46,7 +46,7 @@ pub(crate) struct Job {
     pub(crate) max_output: u64,
     pub(crate) per_item: bool,
     /// The job's own directory, removed with the job.
-    private: Option<TempDir>,
+    private: Option<PrivateDirectory>,
 }
 
 /// What runs the items of a job.
@@ -66,6 +66,7 @@ pub(crate) struct Launch {
     /// Unset where processes work in the worker's own directory.
     pub(crate) directory: Option<PathBuf>,
     pub(crate) environment: Environment,
+    files: Arc<Files>,
 }
 
 /// The program of a job's processes.
@@ -75,23 +76,6 @@ pub(crate) enum Program {
     Found(PathBuf),
     /// Another one for each item: found when the item runs.
     PerItem,
-}
-
-/// Why a command cannot be run.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum CommandError {
-    /// It is nowhere in PATH.
-    #[error("not found in PATH ({path})")]
-    NotInPath {
-        /// As searched.
-        path: String,
-    },
-    /// There is no such file.
-    #[error("no such file ({})", .0.display())]
-    NoFile(PathBuf),
-    /// There is a file, but it may not be run.
-    #[error("not executable ({})", .0.display())]
-    NotExecutable(PathBuf),
 }
 
 impl Job {
@@ -148,13 +132,11 @@ impl Job {
     /// Removes the job's directory. Returns what to tell the user if files were left in it.
     pub(crate) fn close(mut self) -> Option<String> {
         let private = self.private.take()?;
-        let files = count_files(private.path());
         let shown = private.path().display().to_string();
-        let removed = private.close();
-        match (files, removed) {
-            (_, Err(error)) => Some(format!("cannot remove {shown}: {error}")),
-            (0, Ok(())) => None,
-            (files, Ok(())) => {
+        match private.remove() {
+            Err(error) => Some(format!("cannot remove {shown}: {error}")),
+            Ok(0) => None,
+            Ok(files) => {
                 let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
                 Some(format!(
                     "{files} left in the job's private directory {shown}, removed with it \
@@ -182,16 +164,23 @@ impl Launch {
         directory: &Directory,
         variables: &[(Vec<u8>, Option<Vec<u8>>)],
         host: &Host,
-        private: &mut Option<TempDir>,
+        private: &mut Option<PrivateDirectory>,
     ) -> Result<Self, Refusal> {
         let environment = match directory {
             Directory::Inherit => Environment::inherited(variables),
-            Directory::Private | Directory::Path(_) => {
-                Environment::scrubbed(variables, std::env::vars_os(), host.threads_per_slot)
-            }
+            Directory::Private | Directory::Path(_) => Environment::scrubbed(
+                variables,
+                std::env::vars_os(),
+                host.run_as.as_deref(),
+                host.threads_per_slot,
+            ),
         };
-        let directory = open_directory(id, directory, host, private)?;
-        let mut launch = Self { program: Program::PerItem, directory, environment };
+        let files = host.files.clone().ok_or_else(|| Refusal {
+            cause: RefusalCause::NotAllowed,
+            message: format!("{} runs no commands", host.name),
+        })?;
+        let directory = open_directory(id, directory, host, &files, private)?;
+        let mut launch = Self { program: Program::PerItem, directory, environment, files };
         if let Some(command) = command {
             let found = launch.find(command).map_err(|error| not_found(command, &error, host))?;
             launch.program = Program::Found(found);
@@ -202,35 +191,7 @@ impl Launch {
     /// The path of a command: in PATH, or from the job's directory if it has a slash.
     pub(crate) fn find(&self, command: &[u8]) -> Result<PathBuf, CommandError> {
         let here = self.directory.clone().or_else(|| std::env::current_dir().ok());
-        let here = here.unwrap_or_default();
-        let command = Path::new(OsStr::from_bytes(command));
-        if command.as_os_str().as_bytes().contains(&b'/') {
-            return runnable(here.join(command));
-        }
-        let path = self.environment.path();
-        let mut passed_over = None;
-        if !command.as_os_str().is_empty() {
-            for directory in std::env::split_paths(&path) {
-                match runnable(here.join(directory).join(command)) {
-                    Ok(found) => return Ok(found),
-                    Err(error @ CommandError::NotExecutable(_)) => passed_over = Some(error),
-                    Err(_) => {}
-                }
-            }
-        }
-        let not_there = CommandError::NotInPath { path: path.to_string_lossy().into_owned() };
-        Err(passed_over.unwrap_or(not_there))
-    }
-}
-
-fn runnable(path: PathBuf) -> Result<PathBuf, CommandError> {
-    match path.metadata() {
-        Err(_) => Err(CommandError::NoFile(path)),
-        Ok(meta) if !meta.is_file() => Err(CommandError::NotExecutable(path)),
-        Ok(_) if rustix::fs::access(&path, Access::EXEC_OK).is_err() => {
-            Err(CommandError::NotExecutable(path))
-        }
-        Ok(_) => Ok(path),
+        self.files.find(command, &self.environment.path(), &here.unwrap_or_default())
     }
 }
 
@@ -260,7 +221,8 @@ fn open_directory(
     id: JobId,
     directory: &Directory,
     host: &Host,
-    private: &mut Option<TempDir>,
+    files: &Arc<Files>,
+    private: &mut Option<PrivateDirectory>,
 ) -> Result<Option<PathBuf>, Refusal> {
     match directory {
         Directory::Inherit if host.embedded => Ok(None),
@@ -272,7 +234,7 @@ fn open_directory(
             ),
         }),
         Directory::Private => {
-            let made = make_private(id, host).map_err(|error| Refusal {
+            let made = files.make_private(id).map_err(|error| Refusal {
                 cause: RefusalCause::Directory,
                 message: format!("{} cannot make a directory for the job: {error}", host.name),
             })?;
@@ -282,36 +244,16 @@ fn open_directory(
         }
         Directory::Path(path) => {
             let path = PathBuf::from(OsStr::from_bytes(path));
-            let why = match path.metadata() {
-                Ok(meta) if meta.is_dir() => return Ok(Some(path)),
-                Ok(_) => "not a directory".to_owned(),
-                Err(error) => error.to_string(),
-            };
+            let Err(why) = files.enter(&path) else { return Ok(Some(path)) };
+            // Root could, and wonders.
+            let who = host.run_as.as_ref();
+            let who = who.map_or_else(String::new, |user| format!(" as {}", user.name()));
             Err(Refusal {
                 cause: RefusalCause::Directory,
-                message: format!("{} cannot work in {}: {why}", host.name, path.display()),
+                message: format!("{} cannot work in {}{who}: {why}", host.name, path.display()),
             })
         }
     }
-}
-
-fn make_private(id: JobId, host: &Host) -> io::Result<TempDir> {
-    let parent = host.private.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-    // Nobody else looks in.
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    tempfile::Builder::new().prefix(&format!("{id}-")).tempdir_in(parent)
-}
-
-/// The files below `directory`; what cannot be read is not counted.
-fn count_files(directory: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.file_type() {
-            Ok(kind) if kind.is_dir() => count_files(&entry.path()),
-            _ => 1,
-        })
-        .sum()
 }
 
 #[cfg(test)]
@@ -325,7 +267,8 @@ mod tests {
             runtimes: Runtime::ALL.to_vec(),
             registry: Registry::stock(),
             embedded: false,
-            private: Some(std::env::temp_dir()),
+            files: Some(Arc::new(Files::Own { parent: std::env::temp_dir() })),
+            run_as: None,
             threads_per_slot: 1,
         }
     }

@@ -23,6 +23,7 @@
 mod cli;
 mod door;
 mod environment;
+mod files;
 mod function;
 mod job;
 mod layers;
@@ -37,5 +38,5 @@ mod worker;
 
 pub use cli::main;
 pub use function::{Context, Function, FunctionError, Output, Registry};
-pub use spawner::{Spawner, SpawnerError};
+pub use spawner::{RunAs, RunAsError, Spawner, SpawnerError, SpawnerGone, Step};
 pub use worker::{Worker, WorkerConfig, WorkerError};

@@ -237,7 +237,8 @@ impl Worker {
             runtimes.retain(|runtime| *runtime == Runtime::Builtin);
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let private = spawner.as_ref().map(|spawner| spawner.directory().to_owned());
+        let files = spawner.as_ref().map(Spawner::files);
+        let run_as = spawner.as_ref().and_then(Spawner::run_as);
         let slots = Slots::new(slot_count, config.timers, spawner).map_err(WorkerError::Slots)?;
         let slots = Arc::new(slots);
         let greeting = WorkerHello {
@@ -256,7 +257,8 @@ impl Worker {
             runtimes,
             registry,
             embedded,
-            private,
+            files,
+            run_as,
             threads_per_slot: (cores / slot_count as usize).max(1),
         };
         let hub = Hub {

@@ -4,20 +4,30 @@
 mod descendants;
 mod message;
 mod process;
+mod run_as;
+mod steward;
 
 use std::io::{IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fmt, io};
 
+use rustix::fs::Access;
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
+use widemap_cluster::harden::close_memory;
 use widemap_common::limits::SLOTS_MAX;
 
+use crate::files::Files;
+use steward::{Beginning, StewardEnds};
+
 pub(crate) use message::{Reply, SpawnRequest};
+pub use run_as::{RunAs, RunAsError, Step};
+pub(crate) use steward::Steward;
 
 /// Files beside the slots' sockets that the spawner itself needs.
 const SPAWNER_FILES: u64 = 64;
@@ -29,6 +39,10 @@ const SPAWNER_FILES: u64 = 64;
 pub struct Spawner {
     channels: Vec<SlotChannel>,
     process: SpawnerProcess,
+    /// Whom everything that it starts runs as; nothing if that is the user of this process.
+    run_as: Option<Arc<RunAs>>,
+    /// Looks after the files of what it starts.
+    files: Arc<Files>,
 }
 
 /// Why the spawner could not be started.
@@ -45,12 +59,18 @@ pub enum SpawnerError {
     /// No process could be made.
     #[error("cannot start the spawner's process: {0}")]
     Fork(#[source] io::Error),
+    /// It cannot be of the user that jobs are to run as.
+    #[error(transparent)]
+    RunAs(#[from] RunAsError),
+    /// It ended before it served.
+    #[error(transparent)]
+    Gone(#[from] SpawnerGone),
 }
 
 /// The spawner has died: no command can be started any more, and the worker must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the process that starts commands has died")]
-pub(crate) struct SpawnerGone;
+pub struct SpawnerGone;
 
 impl Spawner {
     /// Starts the spawner for a worker of `slots` slots.
@@ -61,6 +81,21 @@ impl Spawner {
     /// # Errors
     /// [`SpawnerError`] if there are threads already, or the system is at a limit.
     pub fn start(slots: u32) -> Result<Self, SpawnerError> {
+        Self::start_for(slots, None)
+    }
+
+    /// Starts the spawner for a worker of `slots` slots, as a process of `user`: it gives up root
+    /// before it serves, and with it everything that it starts. This process keeps its own user, as
+    /// do the functions that are registered in it.
+    ///
+    /// # Errors
+    /// [`SpawnerError`] as for [`Spawner::start`], and if it cannot become that user.
+    pub fn start_as(slots: u32, user: RunAs) -> Result<Self, SpawnerError> {
+        user.check()?;
+        Self::start_for(slots, Some(user))
+    }
+
+    fn start_for(slots: u32, user: Option<RunAs>) -> Result<Self, SpawnerError> {
         let slots = slots.clamp(1, SLOTS_MAX);
         let threads = thread_count();
         if threads > 1 {
@@ -72,19 +107,35 @@ impl Spawner {
             .collect::<Result<_, _>>()
             .map_err(SpawnerError::Sockets)?;
         let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let steward =
+            user.as_ref().map(|_| steward::pair()).transpose().map_err(SpawnerError::Sockets)?;
+        let (steward, ends) = steward.unzip();
         let name = format!("widemap-{}-{:016x}", std::process::id(), fastrand::u64(..));
         let directory = std::env::temp_dir().join(name);
         let Some(pid) = fork()? else {
             // The spawner: from here on a process of its own.
-            drop(ours);
+            drop((ours, steward));
             lower_open_files(files.max(u64::from(slots) + SPAWNER_FILES));
-            let ended = std::panic::catch_unwind(|| process::run(theirs));
+            let life = || live(theirs, user.as_ref().zip(ends), &directory);
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
             // Also where the worker had no time to: nothing works there any more.
-            let _ = std::fs::remove_dir_all(directory);
+            let _ = crate::files::remove(&directory);
             end_process(i32::from(!matches!(ended, Ok(Ok(())))));
         };
+        drop((theirs, ends));
         let channels = ours.into_iter().map(|socket| SlotChannel { socket }).collect();
-        Ok(Self { channels, process: SpawnerProcess { pid, directory } })
+        // A path that is free, and that the spawner removes with all that is in it at its end.
+        let mut files = Files::Own { parent: directory.clone() };
+        let process = SpawnerProcess { pid, directory };
+        if let Some((user, steward)) = user.as_ref().zip(steward) {
+            if let Err(error) = ready(user, &steward) {
+                drop::<Vec<_>>(channels);
+                process.wait();
+                return Err(error);
+            }
+            files = Files::Steward(steward);
+        }
+        Ok(Self { channels, process, run_as: user.map(Arc::new), files: Arc::new(files) })
     }
 
     /// The slots that it serves.
@@ -93,10 +144,14 @@ impl Spawner {
         u32::try_from(self.channels.len()).expect("slots are bounded by SLOTS_MAX")
     }
 
-    /// Where the private directories of jobs may be made: a path that is free, and that the spawner
-    /// removes with all that is in it at its end.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.process.directory
+    /// Whom everything that it starts runs as, if that is another user than this one.
+    pub(crate) fn run_as(&self) -> Option<Arc<RunAs>> {
+        self.run_as.clone()
+    }
+
+    /// Who looks after the files of what it starts.
+    pub(crate) fn files(&self) -> Arc<Files> {
+        self.files.clone()
     }
 
     pub(crate) fn into_parts(self) -> (Vec<SlotChannel>, SpawnerProcess) {
@@ -175,6 +230,41 @@ impl AsFd for SlotChannel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Waits until the spawner is of the user.
+fn ready(user: &RunAs, steward: &Steward) -> Result<(), SpawnerError> {
+    match steward.beginning() {
+        Beginning::Ready => Ok(()),
+        Beginning::Refused(step, errno) => Err(user.error(step, errno).into()),
+        Beginning::Died => Err(SpawnerGone.into()),
+    }
+}
+
+/// The spawner's life, from its first moment to the end of all that it started.
+fn live(
+    slots: Vec<UnixStream>,
+    other: Option<(&RunAs, StewardEnds)>,
+    directory: &Path,
+) -> io::Result<()> {
+    if let Some((user, ends)) = other {
+        if let Err((step, errno)) = become_user(user, directory) {
+            ends.refuse(step, errno);
+            return Ok(());
+        }
+        ends.serve(directory)?;
+    }
+    // Its memory is a copy of the worker's. Last, since a change of user opens or closes it.
+    close_memory()?;
+    process::run(slots)
+}
+
+/// Becomes of the user, for good, and checks that this one can make `directory` when it is needed.
+fn become_user(user: &RunAs, directory: &Path) -> Result<(), (Step, nix::errno::Errno)> {
+    user.take_on()?;
+    let parent = directory.parent().unwrap_or(directory);
+    rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|errno| (Step::Temporary, nix::errno::Errno::from_raw(errno.raw_os_error())))
 }
 
 /// The threads of this process, where the system tells.
