@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use widemap_cluster::config::{Config, ConfigError};
+use widemap_cluster::harden;
 use widemap_cluster::mdns::{Announcer, MdnsError, Service};
 use widemap_cluster::{Identity, IdentityError, Role, Wanted};
 use widemap_common::limits::SLOTS_MAX;
@@ -23,7 +25,8 @@ use widemap_common::time::Timers;
 use widemap_common::units::parse_duration;
 
 use crate::function::Registry;
-use crate::spawner::{Spawner, SpawnerError};
+use crate::register::{RegisterError, Registration};
+use crate::spawner::{RunAs, RunAsError, Spawner, SpawnerError};
 use crate::worker::{Worker, WorkerConfig, WorkerError};
 
 /// The command line was wrong; nothing was started.
@@ -32,6 +35,11 @@ const USAGE: u8 = 2;
 const NOT_UP: u8 = 3;
 /// What a process that is ended by a signal adds to the signal's number.
 const BY_SIGNAL: u8 = 128;
+
+const RUN_AS: &str = "\
+Run commands as another user, and remove their directories as that one: what starts them gives up root for it, for \
+good, before the worker serves. HOME, USER and LOGNAME are that user's. The worker has to be root. Functions that \
+are registered in the worker (builtin) run in it, as the user that it was started by: leave them out with --allow";
 
 /// Runs items for widemap coordinators that connect to it.
 #[derive(Debug, Parser)]
@@ -59,6 +67,9 @@ struct Options {
         value_delimiter = ','
     )]
     mdns_interface: Vec<String>,
+    /// Keep a file with this worker's address in DIR, for `widemap map --workers-file DIR`
+    #[arg(long, value_name = "DIR", help_heading = "Where")]
+    register: Option<PathBuf>,
 
     /// The cluster's key, or a worker bundle [default: ~/.config/widemap/key, /etc/widemap/key; env:
     /// WIDEMAP_KEY]
@@ -91,6 +102,9 @@ struct Options {
     #[arg(long, value_name = "RUNTIME,...", value_delimiter = ',', help_heading = "What",
           value_parser = parse_runtime)]
     allow: Vec<Runtime>,
+    /// Run commands as another user; builtin functions run in the worker, as this one
+    #[arg(long, value_name = "USER", help_heading = "What", long_help = RUN_AS)]
+    run_as: Option<String>,
     /// Serve gRPC reflection
     #[arg(long, help_heading = "What")]
     reflection: bool,
@@ -160,6 +174,12 @@ enum CliError {
     Listen(String, #[source] io::Error),
     #[error("{0}")]
     Spawner(#[from] SpawnerError),
+    #[error("{0}")]
+    RunAs(#[from] RunAsError),
+    #[error("{0}")]
+    Register(#[from] RegisterError),
+    #[error("cannot close this process to its jobs: {0}")]
+    Harden(#[source] io::Error),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
     #[error("cannot write the address to standard output: {0}")]
@@ -176,8 +196,15 @@ impl CliError {
             | Self::Log(..)
             | Self::LogFormat { .. }
             | Self::Identity(_)
-            | Self::Config(_) => USAGE,
-            Self::Mdns(_) | Self::Listen(..) | Self::Spawner(_) | Self::Runtime(_) => NOT_UP,
+            | Self::Config(_)
+            | Self::RunAs(_)
+            | Self::Register(_)
+            | Self::Spawner(SpawnerError::RunAs(_)) => USAGE,
+            Self::Mdns(_)
+            | Self::Listen(..)
+            | Self::Spawner(_)
+            | Self::Runtime(_)
+            | Self::Harden(_) => NOT_UP,
             Self::Announce(_) | Self::Worker(_) => 1,
         }
     }
@@ -225,8 +252,11 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         u32::try_from(cores).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)
     });
-    // Before anything that may start a thread, and before there is a secret in memory.
-    let spawner = Spawner::start(slots)?;
+    harden::close_memory()
+        .and_then(|()| harden::close_files_on_exec())
+        .map_err(CliError::Harden)?;
+    // Before anything that may start a thread, and before a key is read: it begins as a copy.
+    let spawner = start_spawner(options.run_as.as_deref(), slots)?;
     start_log(filter, log_format);
     let identity = identity(&options, &config)?.map(Arc::new);
     let listen = listen(&options, identity.is_some());
@@ -245,9 +275,14 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
             true => config.mdns_interface.clone(),
             false => options.mdns_interface.clone(),
         };
+        let (patience, directory) = (options.drain_timeout, options.register.clone());
+        let name = options.name.clone().unwrap_or_else(host_name);
+        let registration = directory
+            .map(|directory| Registration::write(&directory, &name, address, &listener))
+            .transpose()?;
         say_start(address, &options, identity.as_deref()).map_err(CliError::Announce)?;
-        let patience = options.drain_timeout;
-        let worker = Worker::new(worker_config(options, slots, identity), registry, spawner);
+        let config = worker_config(options, name, slots, identity);
+        let worker = Worker::new(config, registry, spawner);
         let announcer = match announced {
             true => Some(Announcer::start(
                 Service::Worker,
@@ -258,7 +293,7 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
             )?),
             false => None,
         };
-        serve(worker, listener, announcer, patience).await
+        serve(worker, listener, Presence { announcer, registration }, patience).await
     })
 }
 
@@ -298,11 +333,24 @@ fn is_announced(options: &Options, config: &Config, address: SocketAddr) -> bool
     !options.no_mdns && config.mdns != Some(false) && !address.ip().is_loopback()
 }
 
+/// Starts the spawner, as another user if that was said, and warns if jobs will be root's.
+fn start_spawner(run_as: Option<&str>, slots: u32) -> Result<Spawner, CliError> {
+    if let Some(user) = run_as {
+        return Ok(Spawner::start_as(slots, RunAs::find(user)?)?);
+    }
+    if rustix::process::geteuid().is_root() {
+        say(
+            "WARNING: this worker runs as root, and so do jobs: --run-as USER lets them run as another",
+        );
+    }
+    Ok(Spawner::start(slots)?)
+}
+
 /// Serves until a first signal has drained the worker, or a second one ends it at once.
 async fn serve(
     worker: Worker,
     listener: TcpListener,
-    announcer: Option<Announcer>,
+    mut presence: Presence,
     drain_timeout: Duration,
 ) -> Result<u8, CliError> {
     let shutdown = CancellationToken::new();
@@ -315,29 +363,46 @@ async fn serve(
         };
         u8::try_from(number.as_raw_value()).unwrap_or_default()
     };
-    let impatient = async {
-        next_signal().await;
-        say(&format!(
-            "draining: no new work; what runs has up to {drain_timeout:?}; a second signal ends at once"
-        ));
-        shutdown.cancel();
-        if let Some(announcer) = announcer {
-            tokio::select! {
-                () = announcer.goodbye() => {}
-                number = next_signal() => return number,
-            }
-        }
-        next_signal().await
-    };
+    let mut serving = pin!(worker.serve_listener(listener, shutdown.clone()));
     tokio::select! {
-        served = worker.serve_listener(listener, shutdown.clone()) => {
+        served = &mut serving => {
+            presence.end().await;
             served?;
-            if shutdown.is_cancelled() {
-                say("drained");
-            }
+            return Ok(0);
+        }
+        _ = next_signal() => {}
+    }
+    say(&format!(
+        "draining: no new work; what runs has up to {drain_timeout:?}; a second signal ends at once"
+    ));
+    shutdown.cancel();
+    tokio::select! {
+        (served, ()) = async { tokio::join!(&mut serving, presence.end()) } => {
+            served?;
+            say("drained");
             Ok(0)
         }
-        number = impatient => Ok(BY_SIGNAL + number),
+        number = next_signal() => Ok(BY_SIGNAL + number),
+    }
+}
+
+/// How those who look for workers know of this one.
+struct Presence {
+    announcer: Option<Announcer>,
+    registration: Option<Registration>,
+}
+
+impl Presence {
+    /// Nobody new is to come.
+    async fn end(&mut self) {
+        if let Some(Err(error)) = self.registration.as_mut().map(Registration::remove) {
+            say(&format!(
+                "cannot remove this worker's file in the directory of --register: {error}"
+            ));
+        }
+        if let Some(announcer) = self.announcer.take() {
+            announcer.goodbye().await;
+        }
     }
 }
 
@@ -391,10 +456,18 @@ fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-fn worker_config(options: Options, slots: u32, identity: Option<Arc<Identity>>) -> WorkerConfig {
-    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn worker_config(
+    options: Options,
+    name: String,
+    slots: u32,
+    identity: Option<Arc<Identity>>,
+) -> WorkerConfig {
     WorkerConfig {
-        name: options.name.unwrap_or_else(host),
+        name,
         slots,
         labels: options.labels.into_iter().collect::<BTreeMap<_, _>>(),
         runtimes: if options.allow.is_empty() { Runtime::ALL.to_vec() } else { options.allow },

@@ -28,6 +28,7 @@ mod function;
 mod job;
 mod layers;
 mod peer;
+mod register;
 mod runtime;
 mod server;
 mod session;
