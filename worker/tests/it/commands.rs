@@ -4,16 +4,15 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
-use crate::support::{JOB, WorkerProcess, assign, eventually, exec, lives, pipe, shell};
+use crate::support::{
+    JOB, WorkerProcess, assign, children, children_of_spawner, eventually, exec, lives, pipe,
+    shell, text,
+};
 use rustix::process::Signal;
 use widemap_common::failure::FailureKind;
 use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::spec::{Directory, JobSpec};
 use widemap_proto::session::{Assign, Order, Part, RefusalCause, Report};
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("the output is text")
-}
 
 #[tokio::test]
 async fn each_item_is_an_argument_and_a_failed_one_leaves_no_bytes() {
@@ -274,21 +273,4 @@ async fn a_command_that_is_not_there_is_refused_before_any_item() {
         }
         other => panic!("not refused: {other:?}"),
     }
-}
-
-/// What runs below the worker's spawner, zombies too.
-fn children_of_spawner(worker: u32) -> Vec<u32> {
-    children(worker).into_iter().flat_map(children).collect()
-}
-
-fn children(parent: u32) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").expect("there is a /proc");
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent_field =
-            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
-        parent_field == Some(parent.to_string().as_str())
-    })
-    .collect()
 }

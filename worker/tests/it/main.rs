@@ -2,6 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 #[cfg(target_os = "linux")]
+mod closed;
+#[cfg(target_os = "linux")]
 mod commands;
+#[cfg(target_os = "linux")]
+mod limits;
+mod register;
+#[cfg(target_os = "linux")]
+mod run_as;
 mod session;
 mod support;

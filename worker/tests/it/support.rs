@@ -47,18 +47,27 @@ impl WorkerProcess {
     }
 
     pub fn start_in(command: &mut Command) -> Self {
-        let mut child = command
-            .arg(TIMERS)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the worker starts");
+        Self::start_telling(command.stderr(Stdio::null()))
+    }
+
+    /// The same, with standard error as the command has it.
+    pub fn start_telling(command: &mut Command) -> Self {
+        let mut child =
+            command.arg(TIMERS).stdout(Stdio::piped()).spawn().expect("the worker starts");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("it is piped");
         BufReader::new(stdout).read_line(&mut line).expect("the worker says where it listens");
         let port = line.trim().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
         let port = port.unwrap_or_else(|| panic!("not an address: {line:?}"));
         Self { port, child, connections: Arc::default() }
+    }
+
+    /// The process that starts all others.
+    pub fn spawner(&self) -> u32 {
+        match children(self.pid())[..] {
+            [spawner] => spawner,
+            ref others => panic!("one spawner and no other child: {others:?}"),
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -267,10 +276,14 @@ impl Link {
 
 /// An attempt at the items of `input`, which are lines.
 pub fn assign(attempt: u64, first: u64, input: &[u8]) -> Order {
+    assign_of(JOB, attempt, first, input)
+}
+
+pub fn assign_of(job: JobId, attempt: u64, first: u64, input: &[u8]) -> Order {
     let items = u32::try_from(LINES.count(input)).unwrap();
     Order::Assign(Assign {
         attempt: AttemptId(attempt),
-        job: JOB,
+        job,
         range: ItemRange::new(first, items),
         input_bytes: input.len() as u64,
         input: Bytes::copy_from_slice(input),
@@ -306,6 +319,46 @@ fn spec(function: Function) -> JobSpec {
         max_output: 1 << 30,
         per_item: false,
     }
+}
+
+/// What runs below the worker's spawner, zombies too.
+pub fn children_of_spawner(worker: u32) -> Vec<u32> {
+    children(worker).into_iter().flat_map(children).collect()
+}
+
+pub fn children(parent: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").expect("there is a /proc");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent_field =
+            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
+        parent_field == Some(parent.to_string().as_str())
+    })
+    .collect()
+}
+
+/// Whether the test may do what only root may. Where not, it says so and is skipped, except in CI,
+/// where `WIDEMAP_TEST_NO_SKIP` turns that into a failure.
+pub fn needs_root(test: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    let must = std::env::var_os("WIDEMAP_TEST_NO_SKIP").is_some();
+    assert!(!must, "{test} needs root, and must not be skipped here");
+    println!("skipped: {test} needs root");
+    false
+}
+
+/// What a command that ends by itself says on standard error, and its status.
+pub fn fails(command: &mut Command) -> (String, Option<i32>) {
+    let output = command.stdin(Stdio::null()).output().expect("it starts");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "it listens nowhere");
+    (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code())
+}
+
+pub fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the output is text")
 }
 
 /// Waits for a condition of the outside world.
