@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use widemap_cluster::config::Config;
-use widemap_cluster::{Identity, Role, Wanted, key};
+use widemap_cluster::{Identity, Role, Wanted, harden, key};
 use widemap_common::limits::SLOTS_MAX;
 
 use super::options::{PlaceArgs, TrustArgs};
@@ -89,7 +89,11 @@ impl Whereabouts {
             return Ok(nobody);
         }
         let identity = match &self.wanted {
-            Some(wanted) => Identity::find(wanted, Role::Coordinator)?.map(Arc::new),
+            Some(wanted) => {
+                // Before there is a secret in memory: items of this machine run as the same user.
+                harden::close_memory().map_err(MapError::Start)?;
+                Identity::find(wanted, Role::Coordinator)?.map(Arc::new)
+            }
             None => None,
         };
         let Level { workers, files, dns, mdns, .. } = self.level;

@@ -9,6 +9,7 @@ mod deaths;
 mod ends;
 mod errors;
 mod faults;
+mod fuzz;
 mod help;
 mod large;
 mod map;
