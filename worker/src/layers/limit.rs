@@ -51,7 +51,7 @@ fn tell_overload(answer: Answer) -> Answer {
 #[cfg(test)]
 mod tests {
     use http::Request;
-    use tokio_test::{assert_pending, task};
+    use tokio_test::{assert_pending, assert_ready, task};
     use tonic::Code;
     use tower::ServiceExt as _;
     use tower_test::mock;
@@ -74,7 +74,8 @@ mod tests {
         assert_pending!(first.poll());
         assert_pending!(second.poll());
         for connection in [0, 1] {
-            assert_eq!(code(call(connection).await), Code::ResourceExhausted);
+            let turned_away = assert_ready!(task::spawn(call(connection)).poll());
+            assert_eq!(code(turned_away), Code::ResourceExhausted);
         }
 
         // The two that were in time have arrived, and nothing else.
@@ -86,7 +87,8 @@ mod tests {
         // A response that begins makes room for one, whichever connection it comes over.
         let mut third = task::spawn(call(0));
         assert_pending!(third.poll());
-        assert_eq!(code(call(1).await), Code::ResourceExhausted);
+        let turned_away = assert_ready!(task::spawn(call(1)).poll());
+        assert_eq!(code(turned_away), Code::ResourceExhausted);
         handler.next_request().await.unwrap().1.send_response(Status::ok("").into_http());
         assert_eq!(code(third.await), Code::Ok);
 
