@@ -178,7 +178,7 @@ enum CliError {
     RunAs(#[from] RunAsError),
     #[error("{0}")]
     Register(#[from] RegisterError),
-    #[error("cannot close this process to its jobs: {0}")]
+    #[error("cannot close this process's memory to its jobs: {0}")]
     Harden(#[source] io::Error),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
@@ -252,9 +252,8 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         u32::try_from(cores).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)
     });
-    harden::close_memory()
-        .and_then(|()| harden::close_files_on_exec())
-        .map_err(CliError::Harden)?;
+    harden::close_files_on_exec();
+    harden::close_memory().map_err(CliError::Harden)?;
     // Before anything that may start a thread, and before a key is read: it begins as a copy.
     let spawner = start_spawner(options.run_as.as_deref(), slots)?;
     start_log(filter, log_format);

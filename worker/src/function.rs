@@ -42,6 +42,9 @@ where
 
 /// The functions of a worker, by name.
 ///
+/// They run in the worker's own process, and so with all that its user may do, also where `--run-as`
+/// has commands run as another one: they are the worker's own code, unlike what a job brings along.
+///
 /// ```
 /// use widemap_worker::{Context, Output, Registry};
 ///

@@ -16,6 +16,9 @@ const LIFE_DIGITS: usize = 16;
 /// What everybody may do with the file: a coordinator need not be of the worker's user.
 const FILE_MODE: u32 = 0o644;
 
+/// What is kept of a worker's and a host's name in the file's: a file's name has 255 bytes at the most.
+const NAME_BYTES_MAX: usize = 64;
+
 /// Names of network interfaces begin so that lead to containers and virtual machines on this host
 /// alone.
 const INNER_INTERFACES: [&str; 8] =
@@ -154,7 +157,8 @@ fn is_life(text: &str) -> bool {
 /// `text` as a part of a file's name that is neither hidden nor a path.
 fn file_name(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let name: String = text.chars().map(|c| if plain(c) { c } else { '_' }).collect();
+    let chars = text.chars().take(NAME_BYTES_MAX);
+    let name: String = chars.map(|c| if plain(c) { c } else { '_' }).collect();
     if name.starts_with('.') { format!("_{name}") } else { name }
 }
 
@@ -294,6 +298,8 @@ mod tests {
         worker.remove().unwrap();
         assert_eq!(names(directory.path()), [""; 0]);
         assert!(worker.remove().is_ok());
+        // A name of any length.
+        drop(register(directory.path(), &"x".repeat(1_000), "127.0.0.1:7433"));
         drop(register(directory.path(), "ann", "127.0.0.1:7433"));
         assert_eq!(names(directory.path()), [""; 0]);
     }

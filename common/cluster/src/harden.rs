@@ -6,6 +6,9 @@ use std::io;
 /// The number of the last of the standard streams.
 const STANDARD_ERROR: i32 = 2;
 
+/// Open files that are looked for where they cannot be listed.
+const FILES_MAX: i32 = 4_096;
+
 /// Closes the memory of this process to others of its user: they cannot trace it nor open its
 /// `/proc/PID/{mem,environ,maps}`, and the system never writes it to a core dump.
 ///
@@ -27,19 +30,19 @@ pub fn close_memory() -> io::Result<()> {
 /// Sees to it that no file that is open in this process, standard streams apart, is open in programs
 /// that it starts from now on: what it was itself started with, sockets and locks of a service
 /// manager say, is no business of theirs. Files that are opened later look after themselves.
-///
-/// # Errors
-/// If the open files cannot be listed.
-pub fn close_files_on_exec() -> io::Result<()> {
+pub fn close_files_on_exec() {
     let directory = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
-    let numbers: Vec<i32> = std::fs::read_dir(directory)?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|number| *number > STANDARD_ERROR)
-        .collect();
-    for number in numbers {
-        close_on_exec(number);
-    }
-    Ok(())
+    let numbers: Vec<i32> = match std::fs::read_dir(directory) {
+        Ok(entries) => {
+            let number = |entry: io::Result<std::fs::DirEntry>| {
+                entry.ok()?.file_name().to_str()?.parse().ok()
+            };
+            entries.filter_map(number).filter(|number| *number > STANDARD_ERROR).collect()
+        }
+        // Where the open ones cannot be listed, all that can be are gone through.
+        Err(_) => (STANDARD_ERROR + 1..FILES_MAX).collect(),
+    };
+    numbers.into_iter().for_each(close_on_exec);
 }
 
 #[allow(unsafe_code)]
@@ -79,7 +82,7 @@ mod tests {
         let (read, _write) = rustix::pipe::pipe().unwrap();
         let flags = |file: &dyn std::os::fd::AsFd| rustix::io::fcntl_getfd(file.as_fd()).unwrap();
         assert!(flags(&read).is_empty());
-        close_files_on_exec().unwrap();
+        close_files_on_exec();
         assert_eq!(flags(&read), rustix::io::FdFlags::CLOEXEC);
         assert!(!flags(&rustix::stdio::stderr()).contains(rustix::io::FdFlags::CLOEXEC));
     }

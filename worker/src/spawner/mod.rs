@@ -86,7 +86,9 @@ impl Spawner {
 
     /// Starts the spawner for a worker of `slots` slots, as a process of `user`: it gives up root
     /// before it serves, and with it everything that it starts. This process keeps its own user, as
-    /// do the functions that are registered in it.
+    /// do the functions that are registered in it, and so its memory and its files are closed to
+    /// jobs. To each other jobs are open as those of one user are: one may signal another, and the
+    /// spawner, without which the worker ends.
     ///
     /// # Errors
     /// [`SpawnerError`] as for [`Spawner::start`], and if it cannot become that user.
@@ -178,7 +180,8 @@ impl SpawnerProcess {
         // It ends within a bound of its own. Whoever reaped it before us is welcome.
         let wait = || rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
         while matches!(wait(), Err(Errno::INTR)) {}
-        // It did so itself, unless it was killed.
+        // It did so itself, unless it was killed. What another user has put there is removed as
+        // safely: no link is followed.
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }

@@ -1,7 +1,7 @@
 //! Another user for everything that jobs do: looked up while the worker still can, and taken on by
 //! the spawner for good before it serves.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -204,7 +204,7 @@ impl RunAs {
 
 #[cfg(not(target_vendor = "apple"))]
 fn groups_of(user: &User) -> Result<Vec<Gid>, Errno> {
-    let name = CString::new(user.name.as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let name = std::ffi::CString::new(user.name.as_bytes()).map_err(|_| Errno::EINVAL)?;
     nix::unistd::getgrouplist(&name, user.gid)
 }
 
