@@ -42,9 +42,14 @@ async fn a_job_has_nothing_of_root() {
     if !needs_root("a_job_has_nothing_of_root") {
         return;
     }
-    let worker = of_nobody(&["--slots", "1"]);
-    let mut link = worker.link().await;
     let (_directory, secret) = secret();
+    // Where the worker itself works is no place for the user.
+    let here = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(here.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_widemap-worker"));
+    command.args(["--slots", "1", "--run-as", "nobody"]).current_dir(here.path());
+    let worker = WorkerProcess::start_in(&mut command);
+    let mut link = worker.link().await;
     let script = "id -u; id -g; id -G; echo $USER $LOGNAME $HOME; grep -E '^(Cap|Uid|Gid)' /proc/self/status; \
                   stat -c '%U %a' .; touch left && pwd; cat $1 || echo no; (echo x > $1) || echo no";
     link.open_job(JobSpec { environment: vec![(b"HOME".to_vec(), None)], ..shell(script) }).await;
@@ -188,6 +193,12 @@ async fn a_command_that_the_user_may_not_run_is_refused() {
     };
     assert_eq!(refusal.cause, RefusalCause::NotFound);
     assert!(refusal.message.contains("ann: not executable"), "{}", refusal.message);
+    // The same where each item names its own.
+    link.open_job(crate::support::exec(&["{}"])).await;
+    let (_, done) = link.run(1, format!("true\n{}\n", tool.display()).as_bytes()).await;
+    assert_eq!(done.faults.len(), 1, "{done:?}");
+    let fault = &done.faults[0];
+    assert!(fault.index == 1 && fault.message.contains("not executable"), "{fault:?}");
 }
 
 #[tokio::test]
