@@ -27,7 +27,7 @@ pub struct Host {
 }
 
 /// What a long cable does to each packet, either way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Cable {
     /// How long a packet takes at least.
     pub delay_ms: u32,
@@ -35,6 +35,8 @@ pub struct Cable {
     pub jitter_ms: u32,
     /// How many of a hundred packets never arrive.
     pub loss_percent: u32,
+    /// How fast it is; without a number no packet waits for another.
+    pub bytes_per_second: Option<u32>,
 }
 
 /// The packets that a fault is about, seen from the host.
@@ -96,10 +98,11 @@ impl Network {
         let port = self.port();
         ip(&["-n", &self.name, "tuntap", "add", "dev", &port, "mode", "tap"]);
         ip(&["-n", &host.namespace, "tuntap", "add", "dev", "eth0", "mode", "tap"]);
-        let numbers = [cable.delay_ms, cable.jitter_ms, cable.loss_percent].map(|n| n.to_string());
+        let bytes_per_second = cable.bytes_per_second.unwrap_or(0);
+        let numbers = [cable.delay_ms, cable.jitter_ms, cable.loss_percent, bytes_per_second];
         let mut relay = Command::new("python3")
             .args([RELAY, &self.name, &port, &host.namespace, "eth0"])
-            .args(numbers)
+            .args(numbers.map(|number| number.to_string()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -11,7 +11,7 @@ fn loss_and_delay_do_not_show_in_the_output() {
     let test = "loss_and_delay_do_not_show_in_the_output";
     let Some(mut network) = Network::new(test) else { return };
     let home = network.host();
-    let cable = Cable { delay_ms: 200, jitter_ms: 40, loss_percent: 5 };
+    let cable = Cable { delay_ms: 200, jitter_ms: 40, loss_percent: 5, ..Cable::default() };
     let Some(ann) = network.far_host(test, cable) else { return };
     let Some(bob) = network.far_host(test, cable) else { return };
     let ann = WorkerProcess::start_on(&ann, "ann", 2, &[]);
