@@ -63,6 +63,13 @@ pub const SPILL_QUEUE_BYTES: u64 = 8 * 1024 * 1024;
 /// Output that one worker may have on the way, unstored.
 pub const OUTPUT_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 
+/// Payload that may be on the way between a coordinator and a worker, each way, before it is known how
+/// fast the network is: one part of output and a grant's step.
+pub const PACE_WINDOW_BYTES: u64 = 2 * PART_BYTES_MIN;
+
+/// Pings of one stream whose answers are waited for.
+pub const PINGS_MAX: usize = 64;
+
 /// Input that one session may have waiting on a worker, not yet handed to a slot.
 pub const INPUT_WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 

@@ -23,7 +23,7 @@ mod summary;
 /// The parts of a session that have no network in them, for the simulation.
 #[doc(hidden)]
 pub mod session_for_tests {
-    pub use crate::session::{Outbox, Recalled, SendBounds, StreamId};
+    pub use crate::session::{Outbox, PaceBounds, Recalled, SendBounds, StreamId};
 }
 
 use std::process::ExitCode;

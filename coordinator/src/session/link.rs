@@ -12,14 +12,14 @@ use tonic::{Code, Status, Streaming};
 use widemap_common::backoff;
 use widemap_common::ids::AttemptId;
 use widemap_common::limits::STREAM_QUEUE;
-use widemap_common::time::Timers;
+use widemap_common::time::{Time, Timers};
 use widemap_proto::session::{CoordinatorHello, HeldAttempt, Order, Report, WorkerHello};
 use widemap_proto::wire::worker_client::WorkerClient;
 use widemap_proto::wire::{FromWorker, ToWorker};
 use widemap_proto::{VERSION, WireError};
 
 use super::dial::{Dial, DialError, Line, Trust, root_cause};
-use super::outbox::{Outbox, StreamId};
+use super::outbox::{Outbox, SendBounds, StreamId};
 
 /// How long the end of a stream waits for the worker to hear of it.
 pub(crate) const GOODBYE: Duration = Duration::from_millis(500);
@@ -96,10 +96,10 @@ pub(crate) fn spawn(
     greeting: Greeting,
     events: mpsc::Sender<LinkEvent>,
 ) -> Link {
-    let outbox = Arc::new(Outbox::default());
+    let Greeting { hello, trust, timers } = greeting;
+    let outbox = Arc::new(Outbox::new(SendBounds::new(&timers)));
     let (goodbye, stop) = (CancellationToken::new(), CancellationToken::new());
     let link = Link { outbox: outbox.clone(), goodbye: goodbye.clone(), stop: stop.clone() };
-    let Greeting { hello, trust, timers } = greeting;
     let runner = Runner { id, dial, hello, trust, timers, events, outbox, goodbye };
     tasks.spawn(async move {
         tokio::select! {
@@ -228,8 +228,8 @@ impl Runner {
         self.deliver(greeting.rest, begun).await;
         let end = tokio::select! {
             end = self.read(&mut reports, begun) => end,
-            end = self.write(orders) => end,
-            () = self.ping(begun) => StreamEnd::Goodbye,
+            end = self.write(orders, begun) => end,
+            () = self.ping() => StreamEnd::Goodbye,
         };
         // A stream that did not last is no success: two addresses of one worker would take it from
         // each other for as long as the driver has no time to see it.
@@ -241,13 +241,13 @@ impl Runner {
 
     /// Sends batches as the stream takes them. After goodbye it sends what is left, says so, and gives
     /// the worker time to hear of it.
-    async fn write(&self, orders: mpsc::Sender<ToWorker>) -> StreamEnd {
+    async fn write(&self, orders: mpsc::Sender<ToWorker>, begun: Instant) -> StreamEnd {
         let closed = || StreamEnd::Cut("the stream was closed".to_owned());
         loop {
             let Ok(place) = orders.reserve().await else { return closed() };
             tokio::select! {
                 biased;
-                batch = self.outbox.batch() => {
+                batch = self.outbox.batch(|| since(begun)) => {
                     place.send(batch.into());
                 }
                 () = self.goodbye.cancelled() => break,
@@ -295,20 +295,31 @@ impl Runner {
 
     /// Keeps what is the link's own of a batch; the driver gets the rest.
     async fn deliver(&self, mut batch: Vec<Report>, begun: Instant) {
-        let mut stamp_us = None;
+        let (mut stamp, mut output_bytes) = (None, 0);
         batch.retain(|report| match report {
             Report::InputGrant(total) => {
                 self.outbox.input_granted(*total);
                 false
             }
-            Report::Pong(stamp) => {
-                stamp_us = Some(*stamp);
+            Report::Pong(stamp_us) => {
+                stamp = Some(Time(*stamp_us));
                 false
+            }
+            Report::Output(part) => {
+                output_bytes += part.data.len() as u64;
+                true
+            }
+            Report::Done(done) => {
+                output_bytes += done.output.len() as u64;
+                true
             }
             _ => true,
         });
-        if let Some(stamp_us) = stamp_us {
-            let round_trip = begun.elapsed().saturating_sub(Duration::from_micros(stamp_us));
+        if output_bytes > 0 {
+            self.outbox.output_received(output_bytes, since(begun));
+        }
+        let answered = stamp.and_then(|stamp| self.outbox.ponged(stamp, since(begun)));
+        if let Some(round_trip) = answered {
             self.tell(LinkNews::RoundTrip(round_trip)).await;
         }
         if !batch.is_empty() {
@@ -326,13 +337,12 @@ impl Runner {
 
     /// Measures round trips and prolongs the lease: soon after the start, then at each heartbeat, and
     /// several times within a lease.
-    async fn ping(&self, begun: Instant) {
+    async fn ping(&self) {
         let longest_ms = self.timers.heartbeat_ms.min(self.timers.lease_ms / 8).max(1);
         let mut pause = Duration::from_millis(longest_ms.min(20));
         loop {
             tokio::time::sleep(pause).await;
-            let stamp_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.outbox.order(Order::Ping(stamp_us));
+            self.outbox.ping();
             pause = (pause * 2).min(Duration::from_millis(longest_ms));
         }
     }
@@ -341,6 +351,11 @@ impl Runner {
         // If the driver is gone, nobody wants to know.
         let _ = self.events.send(LinkEvent { link: self.id, news }).await;
     }
+}
+
+/// The clock of a stream.
+fn since(begun: Instant) -> Time {
+    Time::ZERO + begun.elapsed()
 }
 
 struct Welcome {

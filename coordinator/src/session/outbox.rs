@@ -1,20 +1,29 @@
 //! What waits to be sent to one worker. The driver puts orders in, the link takes batches out:
-//! control first and always, payload as far as the worker has granted.
+//! control first and always, payload as far as the worker has granted, and as the network carries it.
 //!
 //! It is bounded by what a worker may hold: attempts by its credit, everything else by one entry
 //! for each attempt or one level.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use widemap_common::ids::{AttemptId, ItemRange, JobId};
-use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, PART_BYTES_MAX};
+use widemap_common::limits::{
+    BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, PACE_WINDOW_BYTES, PART_BYTES_MAX,
+};
+use widemap_common::time::{Time, Timers};
 use widemap_proto::session::{Assign, Order, OutputGrant, Part};
 
+use super::pace::{Pace, PaceBounds};
+
+/// About what an assignment takes in a message beside its input.
+const ASSIGN_BYTES: u64 = 32;
+
 /// Orders for one worker. See the file's head.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
     bounds: SendBounds,
     waiting: Mutex<Waiting>,
@@ -30,14 +39,19 @@ pub struct SendBounds {
     pub batch_bytes: usize,
     /// Orders from which on no payload is put in.
     pub batch_entries: usize,
+    /// What of all messages, and of what they bring back, may be on the way.
+    pub pace: PaceBounds,
 }
 
-impl Default for SendBounds {
-    fn default() -> Self {
+impl SendBounds {
+    /// The bounds of a session with these timers.
+    pub(crate) fn new(timers: &Timers) -> Self {
+        let patience = PaceBounds::patience(timers);
         Self {
             part_bytes: PART_BYTES_MAX,
             batch_bytes: BATCH_BYTES_MAX,
             batch_entries: BATCH_ENTRIES_MAX,
+            pace: PaceBounds { window_bytes: PACE_WINDOW_BYTES, patience },
         }
     }
 }
@@ -51,16 +65,29 @@ pub enum Recalled {
     Sent,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waiting {
     control: VecDeque<Order>,
+    /// Somebody asks for the round trip.
+    ping: bool,
     accepted: Vec<AttemptId>,
-    output_grant: Option<OutputGrant>,
+    output: OutputLevel,
     demand: Option<u32>,
     assigns: VecDeque<Outgoing>,
     levels: Levels,
+    pace: Pace,
     stream: StreamId,
     open: bool,
+}
+
+/// The output that may come, of which the worker is told as much as the network carries.
+#[derive(Debug, Default)]
+struct OutputLevel {
+    /// What can be stored.
+    grant: Option<OutputGrant>,
+    /// It is new, and not told at all.
+    is_new: bool,
+    told_total: u64,
 }
 
 /// One stream of a link: news of a former one come late.
@@ -91,16 +118,41 @@ enum Sending {
 }
 
 impl Outbox {
-    /// An outbox whose messages are as large as that: how tests meet parts and full messages.
+    /// An outbox whose messages are as large as that.
     #[must_use]
-    pub fn with_bounds(bounds: SendBounds) -> Self {
-        Self { bounds, ..Self::default() }
+    pub fn new(bounds: SendBounds) -> Self {
+        let waiting = Waiting::new(StreamId::default(), Pace::new(bounds.pace));
+        Self { bounds, waiting: Mutex::new(waiting), filled: Notify::new() }
     }
 
     /// Puts in an order that is neither an assignment nor a level.
     pub fn order(&self, order: Order) {
         self.lock().control.push_back(order);
         self.filled.notify_one();
+    }
+
+    /// Asks for the round trip, with the next message.
+    pub fn ping(&self) {
+        self.lock().ping = true;
+        self.filled.notify_one();
+    }
+
+    /// A ping that was sent at `stamp` is answered. Gives the round trip if it was asked for.
+    pub fn ponged(&self, stamp: Time, now: Time) -> Option<Duration> {
+        let round_trip = self.lock().pace.answered(stamp, now);
+        self.filled.notify_one();
+        round_trip
+    }
+
+    /// So many bytes of output have come on this stream.
+    pub fn output_received(&self, bytes: u64, now: Time) {
+        let mut waiting = self.lock();
+        waiting.pace.received(bytes, now);
+        let has_more = waiting.output.has_more(&waiting.pace);
+        drop(waiting);
+        if has_more {
+            self.filled.notify_one();
+        }
     }
 
     /// Puts in an assignment with its whole input; it is sent in parts.
@@ -116,7 +168,9 @@ impl Outbox {
 
     /// Sets the level of output that can be stored.
     pub fn output_grant(&self, grant: OutputGrant) {
-        self.lock().output_grant = Some(grant);
+        let mut waiting = self.lock();
+        (waiting.output.grant, waiting.output.is_new) = (Some(grant), true);
+        drop(waiting);
         self.filled.notify_one();
     }
 
@@ -156,6 +210,7 @@ impl Outbox {
     pub fn begin_stream(&self) -> StreamId {
         let mut waiting = self.lock();
         waiting.levels = Levels::default();
+        waiting.pace = Pace::new(self.bounds.pace);
         waiting.open = false;
         waiting.stream.0 += 1;
         waiting.stream
@@ -170,8 +225,10 @@ impl Outbox {
     pub fn open_stream(&self) {
         let mut waiting = self.lock();
         let levels = std::mem::take(&mut waiting.levels);
-        let stream = waiting.stream;
-        *waiting = Waiting { levels, stream, open: true, ..Waiting::default() };
+        // Output that has come already counts, too.
+        let pace = std::mem::replace(&mut waiting.pace, Pace::new(self.bounds.pace));
+        let opened = Waiting::new(waiting.stream, pace);
+        *waiting = Waiting { levels, open: true, ..opened };
         drop(waiting);
         self.filled.notify_one();
     }
@@ -200,15 +257,16 @@ impl Outbox {
         self.filled.notify_one();
     }
 
-    /// What goes into the next message; nothing if there is nothing, or nothing of it is granted.
-    pub fn take_batch(&self) -> Vec<Order> {
-        self.lock().take_batch(self.bounds)
+    /// What goes into the next message, which is sent now; nothing if there is nothing, or nothing of
+    /// it is granted.
+    pub fn take_batch(&self, now: Time) -> Vec<Order> {
+        self.lock().take_batch(self.bounds, now)
     }
 
     /// The next batch, as soon as there is one.
-    pub(crate) async fn batch(&self) -> Vec<Order> {
+    pub(crate) async fn batch(&self, clock: impl Fn() -> Time) -> Vec<Order> {
         loop {
-            let batch = self.take_batch();
+            let batch = self.take_batch(clock());
             if !batch.is_empty() {
                 return batch;
             }
@@ -222,19 +280,43 @@ impl Outbox {
 }
 
 impl Waiting {
-    fn take_batch(&mut self, bounds: SendBounds) -> Vec<Order> {
+    fn new(stream: StreamId, pace: Pace) -> Self {
+        Self {
+            control: VecDeque::new(),
+            ping: false,
+            accepted: Vec::new(),
+            output: OutputLevel::default(),
+            demand: None,
+            assigns: VecDeque::new(),
+            levels: Levels::default(),
+            pace,
+            stream,
+            open: false,
+        }
+    }
+
+    fn take_batch(&mut self, bounds: SendBounds, now: Time) -> Vec<Order> {
         let mut batch = Vec::new();
         if !self.open {
             return batch;
         }
         batch.extend(self.control.drain(..));
+        let is_asked_for = std::mem::take(&mut self.ping);
+        if is_asked_for || self.pace.wants_ping() {
+            self.pace.pinged(now, is_asked_for);
+            batch.push(Order::Ping(now.0));
+        }
         batch.extend(self.demand.take().map(Order::Demand));
-        batch.extend(self.output_grant.take().map(Order::OutputGrant));
+        batch.extend(self.output.next_grant(&self.pace).map(Order::OutputGrant));
         if !self.accepted.is_empty() {
             batch.push(Order::Accepted(std::mem::take(&mut self.accepted)));
         }
         let mut payload_bytes = 0;
-        while payload_bytes < bounds.batch_bytes && batch.len() < bounds.batch_entries {
+        // A ping follows every step of the payload, with the next message.
+        while payload_bytes < bounds.batch_bytes
+            && batch.len() < bounds.batch_entries
+            && !self.pace.wants_ping()
+        {
             let Some((order, bytes)) = self.take_payload(bounds.part_bytes) else { break };
             payload_bytes += bytes;
             batch.push(order);
@@ -244,6 +326,10 @@ impl Waiting {
 
     /// The next part of the first assignment that is not wholly sent, if it is granted.
     fn take_payload(&mut self, part_bytes: usize) -> Option<(Order, usize)> {
+        let room = usize::try_from(self.pace.room()).unwrap_or(usize::MAX);
+        if room == 0 {
+            return None;
+        }
         let levels = &mut self.levels;
         let granted = usize::try_from(levels.granted_total.saturating_sub(levels.sent_total))
             .unwrap_or(usize::MAX);
@@ -252,7 +338,7 @@ impl Waiting {
             Sending::Unsent => 0,
             Sending::Upto(bytes) => bytes,
         };
-        let bytes = (out.input.len() - from).min(part_bytes).min(granted);
+        let bytes = (out.input.len() - from).min(part_bytes).min(granted).min(room);
         if bytes == 0 && !out.input.is_empty() {
             return None;
         }
@@ -274,7 +360,28 @@ impl Waiting {
             self.assigns.pop_front();
         }
         levels.sent_total += bytes as u64;
+        self.pace.sent(bytes as u64 + ASSIGN_BYTES);
         Some((order, bytes))
+    }
+}
+
+impl OutputLevel {
+    /// What the worker is told, if that is news.
+    fn next_grant(&mut self, pace: &Pace) -> Option<OutputGrant> {
+        let has_more = self.has_more(pace);
+        let grant = self.grant.filter(|_| std::mem::take(&mut self.is_new) || has_more)?;
+        self.told_total = self.told_total.max(grant.total.min(pace.grantable()));
+        // What all output waits for is worth a queue.
+        Some(OutputGrant { total: self.told_total, ..grant })
+    }
+
+    /// Whether so much more may come that it is worth an order, or all that can be stored: the worker
+    /// may wait for the rest of it.
+    fn has_more(&self, pace: &Pace) -> bool {
+        let stored = self.grant.map_or(0, |grant| grant.total);
+        let total = stored.min(pace.grantable());
+        let is_last = total == stored && total > self.told_total;
+        is_last || total >= self.told_total + pace.grant_step()
     }
 }
 
@@ -283,9 +390,13 @@ mod tests {
     use super::*;
 
     fn opened() -> Outbox {
-        let outbox = Outbox::default();
+        let outbox = Outbox::new(SendBounds::new(&Timers::default()));
         outbox.open_stream();
         outbox
+    }
+
+    fn take(outbox: &Outbox) -> Vec<Order> {
+        outbox.take_batch(Time::ZERO)
     }
 
     fn put(outbox: &Outbox, attempt: u64, bytes: usize) {
@@ -297,16 +408,16 @@ mod tests {
     fn input_goes_only_as_far_as_it_is_granted_and_control_goes_anyway() {
         let outbox = opened();
         put(&outbox, 1, 10);
-        assert!(outbox.take_batch().is_empty());
+        assert!(take(&outbox).is_empty());
         outbox.order(Order::Ping(7));
-        assert_eq!(outbox.take_batch(), [Order::Ping(7)]);
+        assert_eq!(take(&outbox), [Order::Ping(7)]);
         outbox.input_granted(4);
-        assert!(matches!(&outbox.take_batch()[..], [Order::Assign(a)] if a.input.len() == 4));
+        assert!(matches!(&take(&outbox)[..], [Order::Assign(a)] if a.input.len() == 4));
         outbox.input_granted(100);
         assert!(
-            matches!(&outbox.take_batch()[..], [Order::Input(p)] if p.offset == 4 && p.data.len() == 6)
+            matches!(&take(&outbox)[..], [Order::Input(p)] if p.offset == 4 && p.data.len() == 6)
         );
-        assert!(outbox.take_batch().is_empty());
+        assert!(take(&outbox).is_empty());
     }
 
     #[test]
@@ -315,7 +426,7 @@ mod tests {
         outbox.input_granted(1_000_000);
         (1..=100).for_each(|attempt| put(&outbox, attempt, 5));
         outbox.accepted(AttemptId(1));
-        assert_eq!(outbox.take_batch().len(), 101);
+        assert_eq!(take(&outbox).len(), 101);
     }
 
     #[test]
@@ -324,18 +435,18 @@ mod tests {
         put(&outbox, 1, 10);
         put(&outbox, 2, 10);
         outbox.input_granted(4);
-        outbox.take_batch();
+        take(&outbox);
         assert_eq!(outbox.recall(AttemptId(1)), Recalled::Sent);
         assert_eq!(outbox.recall(AttemptId(2)), Recalled::Unsent);
         outbox.input_granted(100);
-        assert!(outbox.take_batch().is_empty());
+        assert!(take(&outbox).is_empty());
     }
 
     #[test]
     fn an_empty_input_needs_no_grant() {
         let outbox = opened();
         put(&outbox, 1, 0);
-        assert!(matches!(&outbox.take_batch()[..], [Order::Assign(a)] if a.input_bytes == 0));
+        assert!(matches!(&take(&outbox)[..], [Order::Assign(a)] if a.input_bytes == 0));
     }
 
     #[test]
@@ -346,12 +457,58 @@ mod tests {
         outbox.begin_stream();
         outbox.input_granted(3);
         outbox.order(Order::Ping(1));
-        assert!(outbox.take_batch().is_empty());
+        assert!(take(&outbox).is_empty());
         outbox.open_stream();
-        assert!(outbox.take_batch().is_empty());
+        assert!(take(&outbox).is_empty());
         let input = Bytes::from_static(b"0123456789");
         outbox.resume(AttemptId(1), JobId(1), ItemRange::new(0, 1), input, 8);
-        let batch = outbox.take_batch();
+        let batch = take(&outbox);
         assert!(matches!(&batch[..], [Order::Input(p)] if p.offset == 8 && p.data.len() == 2));
+    }
+
+    #[test]
+    fn more_input_goes_only_when_that_before_has_arrived() {
+        let outbox = opened();
+        outbox.input_granted(u64::MAX);
+        put(&outbox, 1, 1 << 20);
+        let (mut sent, mut pings) = (0, 0);
+        loop {
+            let batch = take(&outbox);
+            if batch.is_empty() {
+                break;
+            }
+            for order in batch {
+                match order {
+                    Order::Assign(assign) => sent += assign.input.len() as u64,
+                    Order::Input(part) => sent += part.data.len() as u64,
+                    Order::Ping(_) => pings += 1,
+                    other => panic!("nothing else was put in: {other:?}"),
+                }
+            }
+        }
+        assert_eq!((sent, pings), (PACE_WINDOW_BYTES, 8));
+        // Control goes all the same.
+        outbox.demand(1);
+        assert_eq!(take(&outbox), [Order::Demand(1)]);
+        outbox.ponged(Time::ZERO, Time::from_ms(1));
+        assert!(matches!(take(&outbox)[..], [Order::Input(_)]));
+    }
+
+    #[test]
+    fn output_is_granted_as_far_as_the_network_carries_it() {
+        let outbox = opened();
+        let urgent = Some((AttemptId(1), 7));
+        let grant = |total| OutputGrant { total, urgent };
+        outbox.output_grant(grant(u64::MAX));
+        assert_eq!(take(&outbox), [Order::OutputGrant(grant(PACE_WINDOW_BYTES))]);
+        outbox.output_received(1, Time::from_ms(100_000));
+        assert!(take(&outbox).is_empty());
+        outbox.output_received(PACE_WINDOW_BYTES - 1, Time::from_ms(200_000));
+        assert_eq!(take(&outbox), [Order::OutputGrant(grant(2 * PACE_WINDOW_BYTES))]);
+        // What can be stored is less: the rest of it is told, however little it is.
+        outbox.output_grant(grant(2 * PACE_WINDOW_BYTES + 1));
+        assert_eq!(take(&outbox), [Order::OutputGrant(grant(2 * PACE_WINDOW_BYTES))]);
+        outbox.output_received(1, Time::from_ms(300_000));
+        assert_eq!(take(&outbox), [Order::OutputGrant(grant(2 * PACE_WINDOW_BYTES + 1))]);
     }
 }

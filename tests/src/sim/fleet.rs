@@ -111,7 +111,7 @@ impl Fleet {
             task: Task::Dialling,
             failures: 0,
             status: Status::Dialling,
-            outbox: Outbox::with_bounds(self.bounds),
+            outbox: Outbox::new(self.bounds),
             outbox_stream: OutboxStream::default(),
             is_stirred: false,
             is_due: false,

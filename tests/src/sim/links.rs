@@ -111,7 +111,7 @@ impl World {
     pub(super) fn ping(&mut self, link: LinkId, stream: StreamId) {
         let entry = &mut self.coordinator.fleet.links[link];
         if entry.task == Task::Carrying(stream) {
-            entry.outbox().order(Order::Ping(self.now.0));
+            entry.outbox().ping();
             let at = self.now + Duration::from_millis(self.options.ping_ms);
             self.agenda.put(at, Due::Ping(link, stream));
         }
@@ -141,7 +141,7 @@ impl World {
         (entry.is_due, entry.is_stirred) = (false, false);
         let Task::Carrying(stream) = entry.task else { return };
         // The link looks again after each message.
-        let batch = entry.outbox().take_batch();
+        let batch = entry.outbox().take_batch(self.now);
         if batch.is_empty() {
             entry.is_stirred = false;
             return;

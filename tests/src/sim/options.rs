@@ -27,6 +27,9 @@ pub struct Options {
     pub(super) input_bounds: InputBounds,
     pub(super) output_bounds: OutputBounds,
     pub(super) output_window: u64,
+    /// What may be on the way in any case, and how long a round trip may become before it is no more.
+    pub(super) pace_window: u64,
+    pub(super) patience_ms: u64,
     /// How late the driver may hear of what a link says, and how often a link measures.
     pub(super) news_us: u64,
     pub(super) ping_ms: u64,
@@ -121,6 +124,8 @@ impl Options {
                 part_bytes_min: 16,
             },
             output_window: 4_096,
+            pace_window: 1 << 20,
+            patience_ms: 1_000,
             news_us: 0,
             ping_ms: 0,
             workers: 0,
@@ -186,6 +191,8 @@ impl Options {
             part_bytes_min,
         };
         self.output_window = 2 * part_bytes_min + rng.u64(16..512);
+        self.pace_window = 2 * part_bytes_min + sometimes(rng, 60, 1 << 20, |rng| rng.u64(0..512));
+        self.patience_ms = log_uniform(rng, 1, 2_000);
         self.news_us = sometimes(rng, 30, 0, |rng| log_uniform(rng, 10, 200_000));
         self.ping_ms = sometimes(rng, 60, 0, |rng| log_uniform(rng, 50, 2_000));
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use widemap::session_for_tests::SendBounds;
+use widemap::session_for_tests::{PaceBounds, SendBounds};
 use widemap_common::time::{Time, Timers};
 use widemap_proto::session::{Order, Report};
 
@@ -44,6 +44,10 @@ impl World {
             part_bytes: options.part_bytes,
             batch_bytes: options.batch_bytes,
             batch_entries: options.batch_entries,
+            pace: PaceBounds {
+                window_bytes: options.pace_window,
+                patience: Duration::from_millis(options.patience_ms),
+            },
         };
         let window = (options.output_bounds.part_bytes_min, options.output_window);
         let coordinator = Coordinator::new(options.seed, timers, window, bounds);
@@ -300,21 +304,34 @@ impl World {
 
     /// Keeps what is the link's own of a batch; the driver gets the rest.
     fn deliver_to_driver(&mut self, link: LinkId, mut reports: Vec<Report>) {
-        let mut stamp_us = None;
+        let (mut stamp, mut output_bytes) = (None, 0);
         let entry = &mut self.coordinator.fleet.links[link];
         reports.retain(|report| match report {
             Report::InputGrant(total) => {
                 entry.outbox().input_granted(*total);
                 false
             }
-            Report::Pong(stamp) => {
-                stamp_us = Some(*stamp);
+            Report::Pong(stamp_us) => {
+                stamp = Some(Time(*stamp_us));
                 false
+            }
+            Report::Output(part) => {
+                output_bytes += part.data.len() as u64;
+                true
+            }
+            Report::Done(done) => {
+                output_bytes += done.output.len() as u64;
+                true
             }
             _ => true,
         });
-        if let Some(stamp_us) = stamp_us {
-            self.tell(link, News::RoundTrip(self.now.0.saturating_sub(stamp_us)));
+        if output_bytes > 0 {
+            entry.outbox().output_received(output_bytes, self.now);
+        }
+        let answered = stamp.and_then(|stamp| entry.outbox().ponged(stamp, self.now));
+        if let Some(round_trip) = answered {
+            let micros = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
+            self.tell(link, News::RoundTrip(micros));
         }
         if !reports.is_empty() {
             self.tell(link, News::Reports(reports));
