@@ -2,7 +2,12 @@
 
 use widemap_tests::{Cable, MapProcess, Network, Way, WorkerProcess};
 
-use crate::support::{counted, map, numbers, places};
+use crate::support::{Log, counted, map, numbers, places};
+
+/// The real timers, ten times as fast: what holds with them on a cable holds with the real ones on a
+/// cable that is ten times as slow.
+const TENTH: &str = "heartbeat_ms=100,keepalive_ms=1000,keepalive_timeout_ms=500,connect_ms=300,\
+                     redial_ms=10,redial_max_ms=200,lease_ms=2000,lease_margin_ms=200";
 
 /// Scenario 14: 5 % loss and 200 ms of delay, each way, with packets that overtake each other: the
 /// map completes and its output is the same. The timers are the real ones.
@@ -41,4 +46,44 @@ fn a_cable_that_loses_every_fifth_packet_does_not_show_in_the_output() {
     let done = MapProcess::start(home.inside(&command), numbers(1..=200)).finish().exits(0);
     assert_eq!(done.text(), numbers(1..=200));
     assert_eq!(counted(&done, "lost"), 0, "{}", done.stderr);
+}
+
+/// Twelve items of 1 MiB go there and come back over a slow cable: neither side takes the other for
+/// dead, no lease ends, and each item runs once.
+fn large_items_over_a_slow_cable(test: &str, bytes_per_second: u32) {
+    let Some(mut network) = Network::new(test) else { return };
+    let home = network.host();
+    let cable =
+        Cable { delay_ms: 10, bytes_per_second: Some(bytes_per_second), ..Cable::default() };
+    let Some(ann) = network.far_host(test, cable) else { return };
+    let log = Log::new();
+    let timers = ["--timers", TENTH];
+    let ann = WorkerProcess::start_on(&ann, "ann", 2, &timers);
+    let script = format!("echo $$ >> {}; cat", log.path().display());
+    let options = ["--pipe", "--block", "1M"];
+    let command = map(&[&places(&[&ann]), &timers, &options], &["sh", "-c", &script]);
+    let items: String = ('a'..='l')
+        .map(|letter| format!("{}\n", letter.to_string().repeat((1 << 20) - 1)))
+        .collect();
+    let mut command = home.inside(&command);
+    // Cuts that are healed are said only there.
+    command.env("WIDEMAP_LOG", "info");
+    let done = MapProcess::start(command, items.clone()).finish().exits(0);
+    println!("{bytes_per_second} bytes/s: {}", done.stderr.lines().last().unwrap());
+    assert!(!done.stderr.contains("cut"), "they stay connected: {}", done.stderr);
+    assert!(done.text() == items);
+    assert_eq!(log.runs(), 12, "each item runs once: {}", done.stderr);
+    assert_eq!((counted(&done, "lost"), counted(&done, "retried")), (0, 0), "{}", done.stderr);
+}
+
+/// As with the real timers at 200 KB/s.
+#[test]
+fn large_items_come_through_a_slow_cable() {
+    large_items_over_a_slow_cable("large_items_come_through_a_slow_cable", 2_000_000);
+}
+
+/// As with the real timers at 100 KB/s.
+#[test]
+fn large_items_come_through_a_very_slow_cable() {
+    large_items_over_a_slow_cable("large_items_come_through_a_very_slow_cable", 1_000_000);
 }
