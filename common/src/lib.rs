@@ -11,3 +11,4 @@ pub mod template;
 pub mod time;
 pub mod units;
 pub mod varint;
+pub mod wall_clock;

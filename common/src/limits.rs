@@ -191,6 +191,21 @@ pub const HEALTH_MS: u64 = 5_000;
 /// How often a worker is asked again whether it is well.
 pub const HEALTH_RETRIES: u32 = 3;
 
+/// The payload by which `widemap doctor` finds out whether a way carries more than one packet at a time.
+pub const DOCTOR_PAYLOAD_BYTES: usize = 6 * 1024;
+
+/// Workers that `widemap doctor` asks at a time.
+pub const DOCTOR_ASKED_MAX: usize = 32;
+
+/// Interfaces on which `widemap doctor` listens for itself.
+pub const DOCTOR_INTERFACES_MAX: usize = 8;
+
+/// How long `widemap doctor` listens for others by mDNS, and for itself.
+pub const DOCTOR_LISTEN_MS: u64 = 1_000;
+
+/// How far a worker's wall clock may be from this host's before `widemap doctor` warns.
+pub const DOCTOR_CLOCK_MS_MAX: u64 = 5_000;
+
 /// Names, labels and versions on the wire.
 pub const NAME_BYTES_MAX: usize = 256;
 

@@ -213,6 +213,7 @@ fn report_to_wire(report: Report) -> ReportKind {
             features: Vec::new(),
             functions: hello.functions,
             left_out: hello.left_out.map(left_out_to_wire),
+            clock_ms: hello.clock_ms,
         }),
         Report::Held(attempts) => ReportKind::Held(wire::Held {
             attempts: attempts.into_iter().map(held_to_wire).collect(),
@@ -264,6 +265,7 @@ fn report_from_wire(kind: ReportKind) -> Result<Report> {
                 .collect(),
             functions: hello.functions,
             left_out: hello.left_out.map(left_out_from_wire),
+            clock_ms: hello.clock_ms,
         })),
         ReportKind::Held(held) => {
             Report::Held(held.attempts.iter().map(held_from_wire).collect::<Result<_>>()?)

@@ -126,6 +126,8 @@ pub struct WorkerHello {
     pub functions: Vec<String>,
     /// The longest time for which a coordinator still leaves it out.
     pub left_out: Option<LeftOut>,
+    /// Its wall clock at the hello, Unix time in milliseconds; to be shown, and for nothing else.
+    pub clock_ms: Option<u64>,
 }
 
 /// A worker is given no work for a time.

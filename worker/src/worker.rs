@@ -251,6 +251,7 @@ impl Worker {
             labels: config.labels,
             functions: registry.names().map(str::to_owned).collect(),
             left_out: None,
+            clock_ms: None,
         };
         let host = Host {
             name: config.name,

@@ -81,13 +81,19 @@ impl Config {
     /// # Errors
     /// If the file is there and cannot be used.
     pub fn find() -> Result<Self, ConfigError> {
-        let mut places: Vec<_> =
-            key::user_directory().map(|directory| directory.join(FILE_NAME)).into_iter().collect();
-        places.push(Path::new("/etc").join(FILE_NAME));
-        match places.into_iter().find(|path| path.exists()) {
+        match Self::usual_places().into_iter().find(|path| path.exists()) {
             Some(path) => Self::read(&path),
             None => Ok(Self::default()),
         }
+    }
+
+    /// Where this user's file is, and where the host's is: the first that exists counts.
+    #[must_use]
+    pub fn usual_places() -> Vec<PathBuf> {
+        let mut places: Vec<_> =
+            key::user_directory().map(|directory| directory.join(FILE_NAME)).into_iter().collect();
+        places.push(Path::new("/etc").join(FILE_NAME));
+        places
     }
 
     /// Reads one file.

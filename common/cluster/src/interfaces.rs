@@ -6,6 +6,7 @@
 //! is an ordinary `eth0`, which stays.
 
 use std::cmp::Reverse;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
@@ -45,15 +46,62 @@ impl From<&if_addrs::Interface> for Interface {
     }
 }
 
+/// Why an address of this machine is neither announced nor listened at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PassedOver {
+    /// It leads back to this machine.
+    Loopback,
+    /// It joins containers or virtual machines to this machine.
+    Internal,
+    /// Others are named.
+    NotNamed,
+    /// It is down, or its link is.
+    Down,
+    /// It ends at one peer.
+    PointToPoint,
+    /// Its address means something on its own link alone.
+    LinkLocal,
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "loopback",
+            Self::Internal => "container or virtual machine bridge",
+            Self::NotNamed => "not among the named ones",
+            Self::Down => "down",
+            Self::PointToPoint => "point-to-point, as of a VPN",
+            Self::LinkLocal => "link-local address only",
+        })
+    }
+}
+
 impl Interface {
     /// Whether it is worth announcing, and listening for announcements: up, reached by others, and
     /// one of those that are `wanted` by name; where none is, any but those of containers and
     /// machines that run on this one.
     #[must_use]
     pub fn is_useful(&self, wanted: &[String]) -> bool {
-        let is_chosen =
-            if wanted.is_empty() { !is_internal(&self.name) } else { wanted.contains(&self.name) };
-        self.up && !self.point_to_point && is_chosen && is_dialable(self.address)
+        self.passed_over(wanted).is_none()
+    }
+
+    /// Why it is not useful in this sense, if it is not.
+    #[must_use]
+    pub fn passed_over(&self, wanted: &[String]) -> Option<PassedOver> {
+        let is_named = wanted.contains(&self.name);
+        if self.address.is_loopback() {
+            Some(PassedOver::Loopback)
+        } else if wanted.is_empty() && is_internal(&self.name) {
+            Some(PassedOver::Internal)
+        } else if !wanted.is_empty() && !is_named {
+            Some(PassedOver::NotNamed)
+        } else if !self.up {
+            Some(PassedOver::Down)
+        } else if self.point_to_point {
+            Some(PassedOver::PointToPoint)
+        } else {
+            (!is_dialable(self.address)).then_some(PassedOver::LinkLocal)
+        }
     }
 
     /// Whether `other` is in its subnet.
@@ -185,6 +233,25 @@ mod tests {
             Interface { point_to_point: true, ..interface("wg0", "10.2.0.1/24") },
         ];
         assert_eq!(useful(&machine, &[]), ["192.168.1.5", "2001:db8::5"]);
+    }
+
+    #[test]
+    fn what_is_passed_over_has_a_reason() {
+        let down = Interface { up: false, ..interface("eth2", "10.1.0.1/24") };
+        let vpn = Interface { point_to_point: true, ..interface("wg0", "10.2.0.1/24") };
+        for (interface, why) in [
+            (interface("lo", "127.0.0.1/8"), Some(PassedOver::Loopback)),
+            (interface("docker0", "172.17.0.1/16"), Some(PassedOver::Internal)),
+            (interface("eth1", "169.254.7.7/16"), Some(PassedOver::LinkLocal)),
+            (down, Some(PassedOver::Down)),
+            (vpn, Some(PassedOver::PointToPoint)),
+            (interface("eth0", "192.168.1.5/24"), None),
+        ] {
+            assert_eq!(interface.passed_over(&[]), why, "{interface:?}");
+        }
+        let named = ["eth7".to_owned()];
+        let why = interface("eth0", "192.168.1.5/24").passed_over(&named);
+        assert_eq!(why, Some(PassedOver::NotNamed));
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub enum Service {
     Worker,
     /// Those who serve maps to others.
     Coordinator,
+    /// Nobody: a host that finds out whether it hears itself. Whoever looks for the others never dials
+    /// it.
+    Probe,
 }
 
 impl Service {
@@ -46,6 +49,7 @@ impl Service {
         match self {
             Self::Worker => "_widemap._tcp.local.",
             Self::Coordinator => "_widemap-coord._tcp.local.",
+            Self::Probe => "_widemap-probe._tcp.local.",
         }
     }
 }
@@ -786,7 +790,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_service_is_one_that_dns_sd_allows() {
-        for service in [Service::Worker, Service::Coordinator] {
+        for service in [Service::Worker, Service::Coordinator, Service::Probe] {
             let name = service.kind().split('.').next().expect("a label");
             assert!(name.starts_with('_') && name.len() <= 16, "{name}");
             let info = service_info(service, &announcement("ann"), 7433).expect("it can be told");

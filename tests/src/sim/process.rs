@@ -343,5 +343,6 @@ fn hello(there: &Host) -> WorkerHello {
         labels: BTreeMap::new(),
         functions: Vec::new(),
         left_out: None,
+        clock_ms: None,
     }
 }

@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 
 /// Where the wall clock is read, and what for: never for a timer.
-const ALLOWED: [(&str, &str); 1] =
-    [("coordinator/src/driver/job.rs", "the name of a failures file that nobody named")];
+const ALLOWED: [(&str, &str); 4] = [
+    ("coordinator/src/driver/job.rs", "the name of a failures file that nobody named"),
+    ("common/src/wall_clock.rs", "where those that show it read it"),
+    ("worker/src/session/mod.rs", "the hello tells it, for `widemap doctor`"),
+    ("coordinator/src/doctor/clock.rs", "it is what is checked"),
+];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap().flatten() {
@@ -30,10 +34,18 @@ fn no_timer_looks_at_the_wall_clock() {
     assert!(found.len() > 50, "the sources are elsewhere: {found:?}");
     let reads_the_clock = |path: &&PathBuf| {
         let text = std::fs::read_to_string(path).unwrap();
-        let clocks =
-            ["SystemTime", "UNIX_EPOCH", "CLOCK_REALTIME", "ClockId::Realtime", "chrono::"];
+        let clocks = [
+            "SystemTime",
+            "UNIX_EPOCH",
+            "CLOCK_REALTIME",
+            "ClockId::Realtime",
+            "chrono::",
+            "wall_clock",
+        ];
         clocks.iter().any(|clock| text.contains(clock))
     };
+    // It only declares the module.
+    found.retain(|path| !path.ends_with("common/src/lib.rs"));
     let reads: Vec<_> = found.iter().filter(reads_the_clock).collect();
     for path in reads {
         let path = path.strip_prefix(root).unwrap().to_str().unwrap();

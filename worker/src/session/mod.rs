@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tonic::{Status, Streaming};
 use widemap_common::ids::JobId;
+use widemap_common::wall_clock;
 use widemap_proto::session::{CoordinatorHello, Order, WorkerHello};
 use widemap_proto::wire::{FromWorker, ToWorker};
 
@@ -126,7 +127,8 @@ impl Actor {
         self.session.lane.set_lease_end(self.lease_end().map(Instant::into_std));
         self.session.set_credit(self.shares.credit(self.share));
         let left_out = self.shares.left_out();
-        self.session.attach(WorkerHello { left_out, ..self.greeting.clone() });
+        let clock_ms = wall_clock::unix_ms();
+        self.session.attach(WorkerHello { left_out, clock_ms, ..self.greeting.clone() });
         if let Lifecycle::Draining { deadline, .. } = *self.lifecycle.borrow_and_update() {
             self.session.drain(millis_until(deadline));
         }
