@@ -4,11 +4,8 @@
 pub mod data;
 
 mod cli;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for `widemap doctor`, which asks workers for health")
-)]
 mod client;
+mod doctor;
 mod driver;
 mod embedded;
 mod error;

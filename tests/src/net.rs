@@ -210,6 +210,24 @@ impl Host {
         self.filter(Way::In, &reset);
     }
 
+    /// From now on nothing is heard or said by mDNS, as where a firewall lets only named ports pass.
+    pub fn drop_multicast(&self, way: Way) {
+        self.filter(way, &["-p", "udp", "--dport", "5353", "-j", "DROP"]);
+    }
+
+    /// From now on large packets vanish, as on a way whose MTU nobody tells.
+    pub fn drop_large_packets(&self, way: Way) {
+        self.filter(way, &["-m", "length", "--length", "1000:65535", "-j", "DROP"]);
+    }
+
+    /// Takes its cable away: its interface is down.
+    ///
+    /// # Panics
+    /// If it cannot be done.
+    pub fn unplug(&self) {
+        ip(&["-n", &self.namespace, "link", "set", "eth0", "down"]);
+    }
+
     /// Ends all faults of its network.
     pub fn heal(&self) {
         self.iptables(&["-F"]);

@@ -15,9 +15,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-pub(crate) use options::{Format, LogArgs, LogFormat, Wait};
+pub(crate) use options::{DoctorArgs, Format, ListFormat, LogArgs, LogFormat, Wait};
+pub(crate) use place::{Sources, Whereabouts, wanted};
 
-use crate::{exit, say};
+use crate::{doctor, exit, say};
 
 /// multiprocessing.Pool.map across every machine you have.
 #[derive(Debug, Parser)]
@@ -35,6 +36,8 @@ enum Command {
     Map(Box<options::MapArgs>),
     /// List the workers that a map would use, and why others are not
     Workers(Box<options::WorkersArgs>),
+    /// Look at this host, the workers and the way to them, and say what to do
+    Doctor(Box<options::DoctorArgs>),
     /// Make the key of a cluster, or show what its cluster is called
     #[command(subcommand, disable_help_subcommand = true)]
     Key(options::KeyCommand),
@@ -60,6 +63,7 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
     match cli.command {
         Some(Command::Map(args)) => map::run(*args, &words, lists),
         Some(Command::Workers(args)) => workers::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Key(command)) => key::run(&command),
         None => {
             say::line(&Cli::command().render_help().to_string());

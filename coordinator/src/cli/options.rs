@@ -285,6 +285,20 @@ pub(crate) struct WorkersArgs {
     pub(crate) log: LogArgs,
 }
 
+/// Options of `widemap doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+
+    /// The form of the report
+    #[arg(long, value_name = "FORM", default_value = "table")]
+    pub(crate) format: ListFormat,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
 /// What `widemap key` does.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum KeyCommand {

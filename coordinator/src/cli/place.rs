@@ -27,7 +27,7 @@ struct Level {
 
 /// The places of a map, before anything secret is read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Whereabouts {
+pub(crate) struct Whereabouts {
     level: Level,
     interfaces: Vec<String>,
     /// What proves this side, unless that is not wanted or not needed.
@@ -35,9 +35,9 @@ pub(super) struct Whereabouts {
 }
 
 /// Where workers may be, and whom to trust.
-pub(super) struct Sources {
-    pub(super) sources: Vec<Box<dyn Source>>,
-    pub(super) trust: Trust,
+pub(crate) struct Sources {
+    pub(crate) sources: Vec<Box<dyn Source>>,
+    pub(crate) trust: Trust,
     /// Sources that lead beyond this host without a key.
     pub(super) exposed: Vec<String>,
 }
@@ -47,7 +47,7 @@ impl Whereabouts {
     ///
     /// # Errors
     /// If what is said cannot be read, or leaves nothing to ask.
-    pub(super) fn find(args: &PlaceArgs, config: &Config) -> Result<Self, MapError> {
+    pub(crate) fn find(args: &PlaceArgs, config: &Config) -> Result<Self, MapError> {
         let levels = [of_flags(args), of_environment()?, of_file(config)?];
         let wanted = wanted(&args.trust, config);
         let has_key =
@@ -69,13 +69,28 @@ impl Whereabouts {
     }
 
     /// Whether nobody but this machine is asked.
-    pub(super) fn is_here_only(&self) -> bool {
+    pub(crate) fn is_here_only(&self) -> bool {
         !self.asks_others()
     }
 
+    /// Whether a place is named, so that workers are found without mDNS.
+    pub(crate) fn names_places(&self) -> bool {
+        let Level { workers, files, dns, .. } = &self.level;
+        workers.is_some() || !files.is_empty() || !dns.is_empty()
+    }
+
+    /// Whether workers are looked for by mDNS.
+    pub(crate) fn asks_mdns(&self) -> bool {
+        self.level.mdns
+    }
+
+    /// The only interfaces that mDNS uses, unless empty.
+    pub(crate) fn interfaces(&self) -> &[String] {
+        &self.interfaces
+    }
+
     fn asks_others(&self) -> bool {
-        let Level { workers, files, dns, mdns, .. } = &self.level;
-        workers.is_some() || !files.is_empty() || !dns.is_empty() || *mdns
+        self.names_places() || self.asks_mdns()
     }
 
     /// The sources, and what proves this side to those who are there: the key is read only now, and
@@ -83,7 +98,7 @@ impl Whereabouts {
     ///
     /// # Errors
     /// If the key, or what stands for it, cannot be used.
-    pub(super) fn open(self) -> Result<Sources, MapError> {
+    pub(crate) fn open(self) -> Result<Sources, MapError> {
         let nobody = Sources { sources: Vec::new(), trust: Trust::default(), exposed: Vec::new() };
         if !self.asks_others() {
             return Ok(nobody);
@@ -157,7 +172,7 @@ fn decide(
 
 /// What proves this side, by flags, else by the environment, else by the file; nothing does if that is
 /// said.
-fn wanted(args: &TrustArgs, config: &Config) -> Option<Wanted> {
+pub(crate) fn wanted(args: &TrustArgs, config: &Config) -> Option<Wanted> {
     if args.insecure {
         return None;
     }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use http::{Request, Response};
-use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -57,6 +57,20 @@ pub(crate) async fn health(channel: Channel) -> Result<(), Status> {
     Err(Status::unavailable(format!("the worker says of itself: {}", status.as_str_name())))
 }
 
+/// Whether a request of `bytes`, more than one packet, reaches the worker behind `channel` and is
+/// answered.
+pub(crate) async fn carries(channel: Channel, bytes: usize) -> bool {
+    let channel = unary(channel, Duration::from_millis(HEALTH_MS), HEALTH_RETRIES);
+    // No service has this name, and to say so is an answer.
+    let request = HealthCheckRequest { service: "?".repeat(bytes) };
+    match HealthClient::new(channel).check(request).await {
+        Ok(_) => true,
+        Err(status) => {
+            !matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Cancelled)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -67,7 +81,6 @@ mod tests {
     use tokio::task::JoinSet;
     use tokio::time::Instant;
     use tokio_util::sync::CancellationToken;
-    use tonic::Code;
     use tonic::transport::{Endpoint, Server, Uri};
     use tower::ServiceExt as _;
     use tower_test::mock;
@@ -150,7 +163,9 @@ mod tests {
         let serving = worker.serve_stream(far, end.clone());
         tasks.spawn(async move { serving.await.unwrap() });
         let dialled = Dial::embedded(near).connect(&Trust::default(), &Timers::default()).await;
-        health(dialled.map(|line| line.channel).expect("it is there")).await.unwrap();
+        let channel = dialled.map(|line| line.channel).expect("it is there");
+        health(channel.clone()).await.unwrap();
+        assert!(carries(channel, 64 * 1024).await);
         end.cancel();
         tasks.join_next().await.unwrap().unwrap();
     }

@@ -32,6 +32,11 @@ fn workers_whole() {
 }
 
 #[test]
+fn doctor_whole() {
+    insta::assert_snapshot!(help(&["doctor", "--help"]));
+}
+
+#[test]
 fn worker_whole() {
     let mut command = std::process::Command::new(binary("widemap-worker"));
     command.arg("--help").env("COLUMNS", "100");

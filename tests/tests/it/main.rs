@@ -6,6 +6,7 @@
 mod chaos;
 mod clock;
 mod deaths;
+mod doctor;
 mod ends;
 mod errors;
 mod faults;

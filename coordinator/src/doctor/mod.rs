@@ -1,0 +1,211 @@
+//! `widemap doctor`: looks at this host, at the workers and at the way to them, and says of each thing
+//! that is not well what to do.
+//!
+//! A check returns what it has found; only this file prints.
+
+mod clock;
+mod configuration;
+mod finding;
+mod interface;
+mod key;
+mod multicast;
+mod place;
+mod port;
+mod way;
+mod worker;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use widemap_cluster::ClusterId;
+use widemap_cluster::config::Config;
+use widemap_cluster::interfaces::{self, Interface};
+use widemap_common::ids::{CoordinatorId, Epoch};
+use widemap_common::time::Timers;
+use widemap_proto::VERSION;
+use widemap_proto::session::CoordinatorHello;
+
+use finding::{Check, Finding, Status};
+
+use crate::cli::{DoctorArgs, ListFormat, Sources, Whereabouts, complain, wanted};
+use crate::driver::BUILD;
+use crate::error::MapError;
+use crate::session::{Greeting, Trust};
+use crate::{exit, logging, say};
+
+/// Runs `widemap doctor`.
+pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
+    let mut report = Report { format: args.format, findings: Vec::new() };
+    if let Err(error) = examine(args, &mut report) {
+        complain(&error, error.hint());
+        return ExitCode::from(error.status());
+    }
+    say::line(&finding::summary(&report.findings));
+    ExitCode::from(if report.has_problem() { exit::CLUSTER } else { exit::OK })
+}
+
+/// What has been found, told as it is found.
+struct Report {
+    format: ListFormat,
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    fn tell(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        for finding in findings {
+            match self.format {
+                ListFormat::Table => say::result(&finding.line()),
+                ListFormat::Json => say::result(&finding.json().to_string()),
+            }
+            self.findings.push(finding);
+        }
+    }
+
+    fn has(&self, check: Check, status: Status) -> bool {
+        self.findings.iter().any(|finding| (finding.check, finding.status) == (check, status))
+    }
+
+    fn has_problem(&self) -> bool {
+        self.findings.iter().any(|finding| finding.status == Status::Problem)
+    }
+}
+
+/// Everything, from the inside out.
+///
+/// # Errors
+/// Only if the command line or the environment cannot be understood, or nothing can be started here.
+fn examine(args: &DoctorArgs, report: &mut Report) -> Result<(), MapError> {
+    let (config, found) = configuration::check(Config::find());
+    logging::start(&args.log, &config)?;
+    let whereabouts = match Whereabouts::find(&args.place, &config) {
+        Err(error @ MapError::Configured { .. }) => {
+            let path = config.path.clone().unwrap_or_default();
+            let action = format!("correct {}", path.display());
+            report.tell([Finding::problem(Check::Configuration, error.to_string(), action)]);
+            None
+        }
+        Err(error @ MapError::NobodyToAsk) => {
+            report.tell([found]);
+            let action = error.hint().unwrap_or_default();
+            report.tell([Finding::problem(Check::Worker, error.to_string(), action)]);
+            None
+        }
+        Err(error) => return Err(error),
+        Ok(whereabouts) => {
+            report.tell([found]);
+            Some(whereabouts)
+        }
+    };
+    let key = key::check(wanted(&args.place.trust, &config).as_ref());
+    report.tell([key.finding, clock::check()]);
+    let ours = interfaces::local().map_err(MapError::Start)?;
+    let names_places = whereabouts.as_ref().is_some_and(Whereabouts::names_places);
+    let chosen = whereabouts.as_ref().map_or(&[][..], Whereabouts::interfaces);
+    let carrying = interface::check(&ours, chosen, names_places, interface::can_multicast);
+    report.tell([carrying.finding]);
+
+    let has_no_mdns = args.place.no_mdns || (config.mdns == Some(false) && !args.place.mdns);
+    let host = Host {
+        ours,
+        carrying: if has_no_mdns { Vec::new() } else { carrying.usable },
+        cluster: key.cluster,
+        asks_mdns: whereabouts.as_ref().is_some_and(Whereabouts::asks_mdns),
+        timers: args.place.timers,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(MapError::Start)?;
+    let sources = whereabouts.and_then(|whereabouts| open(whereabouts, report));
+    runtime.block_on(host.look_around(sources, report));
+    if has_no_mdns {
+        report.tell([Finding::ok(Check::Multicast, "not looked at: mDNS is turned off")]);
+    }
+    Ok(())
+}
+
+/// Where workers may be, unless nobody is to be asked, or nobody can be.
+fn open(whereabouts: Whereabouts, report: &mut Report) -> Option<Sources> {
+    if whereabouts.is_here_only() {
+        report.tell([Finding::ok(
+            Check::Worker,
+            "no place is named and there is no key: a map would run on this machine only",
+        )]);
+        return None;
+    }
+    match whereabouts.open() {
+        Ok(sources) => Some(sources),
+        Err(error) => {
+            // What the key check has told already is not told again.
+            let why = if report.has(Check::Key, Status::Ok) {
+                error.to_string()
+            } else {
+                "without a key that a coordinator can use".to_owned()
+            };
+            report.tell([Finding::problem(
+                Check::Worker,
+                format!("not asked: {why}"),
+                "do what is said of the key above",
+            )
+            .grave(!report.has(Check::Key, Status::Warning))]);
+            None
+        }
+    }
+}
+
+/// What is known of this host when the network is looked at.
+struct Host {
+    ours: Vec<Interface>,
+    /// The interfaces that can carry mDNS.
+    carrying: Vec<String>,
+    cluster: Option<ClusterId>,
+    /// Whether workers are looked for by mDNS.
+    asks_mdns: bool,
+    timers: Timers,
+}
+
+impl Host {
+    async fn look_around(&self, sources: Option<Sources>, report: &mut Report) {
+        let (sources, trust) = match sources {
+            Some(Sources { sources, trust, .. }) => (Some(sources), trust),
+            None => (None, Trust::default()),
+        };
+        let greeting = self.greeting(trust);
+        report.tell([port::check(&self.ours, self.cluster, greeting.clone()).await]);
+        let is_asked = sources.is_some();
+        let limit = Duration::from_millis(self.timers.connect_ms);
+        let (suggestions, heard, echoes) = tokio::join!(
+            place::gather(sources.unwrap_or_default(), limit),
+            multicast::listen(&self.carrying),
+            multicast::echo(&self.carrying),
+        );
+        report.tell(way::of_sources(&suggestions));
+        let asked = place::ask_all(&suggestions, &greeting).await;
+        report.tell(way::of_workers(&asked));
+        if is_asked
+            && asked.iter().all(|asked| asked.answer.is_err())
+            && !report.has(Check::Worker, Status::Problem)
+        {
+            report.tell([way::nobody()]);
+        }
+        for asked in &asked {
+            if let Ok(answer) = &asked.answer {
+                let ahead = answer.ahead.map(|ahead| clock::of_worker(&answer.hello.name, ahead));
+                report.tell(ahead);
+            }
+        }
+        report.tell(multicast::of_host(&echoes, self.asks_mdns));
+        report.tell(multicast::of_workers(&asked, &heard, &echoes, &self.ours));
+    }
+
+    fn greeting(&self, trust: Trust) -> Greeting {
+        let hello = CoordinatorHello {
+            version: VERSION,
+            build: BUILD.to_owned(),
+            coordinator: CoordinatorId(fastrand::u64(1..)),
+            epoch: Epoch(1),
+            linger_ms: 0,
+        };
+        Greeting { hello, trust, timers: self.timers }
+    }
+}
