@@ -1,8 +1,7 @@
 //! A map that goes on while the test does something to its workers.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::observe::memory_peak_bytes;
 use crate::process::{Run, bytes_of, wait};
+use crate::said::Said;
 use crate::wait::eventually;
 
 /// No test waits longer for a map.
@@ -20,7 +20,7 @@ const BOUND: Duration = Duration::from_secs(120);
 pub struct MapProcess {
     child: Child,
     begun: Instant,
-    said: Arc<Mutex<String>>,
+    said: Said,
     stdout: Option<ChildStdout>,
     reader: Option<JoinHandle<Vec<u8>>>,
 }
@@ -47,21 +47,12 @@ impl MapProcess {
         let mut child = command.spawn().expect("it starts");
         let mut stdin = child.stdin.take().expect("it is piped");
         let input = input.into();
-        // These threads end with the process, which ends with this value.
+        // This thread ends with the process, which ends with this value.
         std::thread::spawn(move || {
             // It need not read all of it.
             let _ = stdin.write_all(&input);
         });
-        let mut stderr = child.stderr.take().expect("it is piped");
-        let said = Arc::new(Mutex::new(String::new()));
-        let hears = said.clone();
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = stderr.read(&mut bytes) {
-                let text = String::from_utf8_lossy(&bytes[..count]);
-                hears.lock().expect("no holder of this lock panics").push_str(&text);
-            }
-        });
+        let said = Said::of(child.stderr.take().expect("it is piped"));
         let stdout = child.stdout.take();
         Self { child, begun, said, stdout, reader: None }
     }
@@ -79,12 +70,9 @@ impl MapProcess {
     }
 
     /// What it has said on standard error so far.
-    ///
-    /// # Panics
-    /// If a thread of it has.
     #[must_use]
     pub fn said(&self) -> String {
-        self.said.lock().expect("no holder of this lock panics").clone()
+        self.said.so_far()
     }
 
     /// Waits until it has said this.
@@ -144,10 +132,7 @@ impl MapProcess {
         let status = wait(&mut self.child, "widemap", BOUND).code().unwrap_or(-1);
         let stdout = self.reader.take().map(|reader| reader.join().expect("it does not panic"));
         let stdout = stdout.unwrap_or_default();
-        // The reader of standard error may be a moment behind.
-        let hears = || Arc::strong_count(&self.said);
-        eventually("standard error is read to its end", hears, |&count| count == 1);
-        (Run { status, stdout, stderr: self.said() }, memory_peak)
+        (Run { status, stdout, stderr: self.said.to_the_end() }, memory_peak)
     }
 }
 

@@ -3,19 +3,23 @@
 
 mod background;
 mod binaries;
+mod name_server;
 mod net;
 mod observe;
 mod process;
+mod said;
 pub mod sim;
 mod supervisor;
 mod wait;
 
 pub use background::MapProcess;
 pub use binaries::binary;
+pub use name_server::NameServer;
 pub use net::{Cable, Host, Network, Way};
 pub use observe::{cpu_time, memory_peak_bytes, processes_with};
 pub use process::{
-    Run, WorkerProcess, bytes_of, exec_in_background, run, run_within, widemap, worker,
+    Run, WorkerProcess, announced_worker, bytes_of, exec_in_background, run, run_within, widemap,
+    without_configuration, worker,
 };
 pub use supervisor::SupervisedWorker;
 pub use wait::{always_for, eventually, eventually_within, needs, needs_root};

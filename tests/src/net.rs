@@ -1,10 +1,14 @@
 //! Hosts as network namespaces: each has an address of its own on a switch that is a namespace too,
 //! so that nothing of the machine's own network is touched. What a network is made of goes with it.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::wait::{needs, needs_root, unmet};
 
@@ -116,6 +120,32 @@ impl Network {
         Some(host)
     }
 
+    /// A host on a subnet of its own: what is said to all on the other does not reach it, and the
+    /// switch passes on what is sent to it.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn host_beyond(&mut self) -> Host {
+        let neighbours = self.hosts.clone();
+        let mut host = self.namespace();
+        let (port, own) = (self.port(), host.namespace.clone());
+        let cable = ["link", "add", &port, "netns", &self.name, "type", "veth"];
+        ip(&[&cable[..], &["peer", "name", "eth0", "netns", &own]].concat());
+        host.address = host.address.replace("10.0.0.", "10.0.1.");
+        let on_switch = ["-n", &self.name, "address", "add"];
+        ip(&[&on_switch[..], &["10.0.1.254/24", "dev", &port]].concat());
+        ip(&[&on_switch[..], &["10.0.0.254/24", "dev", "switch"]].concat());
+        ip(&["-n", &self.name, "link", "set", &port, "up"]);
+        connect_to_wire(&host);
+        ip(&["-n", &own, "route", "add", "default", "via", "10.0.1.254"]);
+        for neighbour in neighbours {
+            ip(&["-n", &neighbour, "route", "add", "10.0.1.0/24", "via", "10.0.0.254"]);
+        }
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        ip(&["netns", "exec", &self.name, "sh", "-c", forward]);
+        host
+    }
+
     fn namespace(&mut self) -> Host {
         let number = self.hosts.len() + 1;
         let namespace = format!("{}-{number}", self.name);
@@ -132,10 +162,15 @@ impl Network {
 
     fn plug_in(&self, host: &Host) {
         ip(&["-n", &self.name, "link", "set", &self.port(), "master", "switch", "up"]);
-        let address = format!("{}/24", host.address);
-        ip(&["-n", &host.namespace, "address", "add", &address, "dev", "eth0"]);
-        ip(&["-n", &host.namespace, "link", "set", "eth0", "up"]);
+        connect_to_wire(host);
     }
+}
+
+/// Gives a host its address, and a way for what is sent to all on its wire.
+fn connect_to_wire(host: &Host) {
+    host.add_address(&format!("{}/24", host.address));
+    ip(&["-n", &host.namespace, "link", "set", "eth0", "up"]);
+    ip(&["-n", &host.namespace, "route", "add", "224.0.0.0/4", "dev", "eth0"]);
 }
 
 impl Drop for Network {
@@ -146,6 +181,8 @@ impl Drop for Network {
             let _ = relay.wait();
         }
         for namespace in self.hosts.iter().chain([&self.name]) {
+            // Most have none.
+            let _ = std::fs::remove_dir_all(configuration(namespace));
             // A panic here would hide the one that may be under way.
             let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
         }
@@ -157,6 +194,51 @@ impl Host {
     #[must_use]
     pub fn worker_address(&self) -> String {
         format!("{}:7433", self.address)
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Gives it one more address, with the length of its prefix.
+    ///
+    /// # Panics
+    /// If it is gone, or has it already.
+    pub fn add_address(&self, address: &str) {
+        // An address of IPv6 is otherwise looked for on the wire before it can be used.
+        let at_once: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+        let add = ["-n", &self.namespace, "address", "add", address, "dev", "eth0"];
+        ip(&[&add[..], at_once].concat());
+    }
+
+    /// From now on its processes ask this server for names, and no other.
+    ///
+    /// # Panics
+    /// If it cannot be told so.
+    pub fn asks_for_names(&self, server: &str) {
+        let directory = configuration(&self.namespace);
+        std::fs::create_dir_all(&directory).expect("root may");
+        let text = format!("nameserver {server}\noptions timeout:1 attempts:1\n");
+        std::fs::write(directory.join("resolv.conf"), text).expect("root may");
+    }
+
+    /// Does something on this host: sockets and threads that it makes there stay there.
+    ///
+    /// # Panics
+    /// If it is gone, or with what `act` panics with.
+    pub fn on<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let acting = || {
+            let namespace = File::open(format!("/run/netns/{}", self.namespace)).expect("it lives");
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), network).expect("root may");
+            act()
+        };
+        std::thread::scope(|scope| match scope.spawn(acting).join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
     }
 
     /// The bytes that have arrived on it so far.
@@ -228,6 +310,18 @@ impl Host {
         ip(&["-n", &self.namespace, "link", "set", "eth0", "down"]);
     }
 
+    /// From now on it neither hears nor says anything of mDNS.
+    pub fn silence_mdns(&self) {
+        self.filter(Way::Both, &["-p", "udp", "--dport", "5353", "-j", "DROP"]);
+        if needs("mDNS over IPv6 is silenced too", "ip6tables") {
+            for chain in ["INPUT", "OUTPUT"] {
+                let mut command = Command::new("ip6tables");
+                command.args(["-w", "-A", chain, "-p", "udp", "--dport", "5353", "-j", "DROP"]);
+                succeed(self.inside(&command));
+            }
+        }
+    }
+
     /// Ends all faults of its network.
     pub fn heal(&self) {
         self.iptables(&["-F"]);
@@ -247,6 +341,11 @@ impl Host {
         command.arg("-w").args(arguments);
         succeed(self.inside(&command));
     }
+}
+
+/// What `ip netns exec` puts in place of files in `/etc`.
+fn configuration(namespace: &str) -> PathBuf {
+    Path::new("/etc/netns").join(namespace)
 }
 
 fn ip(arguments: &[&str]) {

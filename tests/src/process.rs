@@ -1,5 +1,6 @@
 //! Real processes on loopback: workers, maps, and what they print.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,6 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::binaries::binary;
 use crate::net::Host;
+use crate::said::Said;
+use crate::wait::eventually;
 
 /// No test waits longer for a process.
 const BOUND: Duration = Duration::from_secs(60);
@@ -17,6 +20,7 @@ const BOUND: Duration = Duration::from_secs(60);
 pub struct WorkerProcess {
     child: Child,
     address: String,
+    said: Said,
 }
 
 impl WorkerProcess {
@@ -55,16 +59,19 @@ impl WorkerProcess {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("widemap-worker starts");
+        let said = Said::of(child.stderr.take().expect("it is piped"));
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("it is piped"))
             .read_line(&mut line)
             .expect("it prints a line");
         let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
-        let address = address.unwrap_or_else(|| panic!("not `listening on`, but `{line}`"));
-        Self { child, address }
+        let address = address.unwrap_or_else(|| {
+            panic!("not `listening on`, but `{line}`: {}", said.so_far());
+        });
+        Self { child, address, said }
     }
 
     /// Where it listens.
@@ -77,6 +84,17 @@ impl WorkerProcess {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it has said on standard error so far.
+    #[must_use]
+    pub fn said(&self) -> String {
+        self.said.so_far()
+    }
+
+    /// Waits until it has said this.
+    pub fn says(&self, text: &str) {
+        eventually(&format!("it says `{text}`"), || self.said(), |said| said.contains(text));
     }
 
     /// Kills it: it gets no chance to say anything.
@@ -154,12 +172,19 @@ impl Run {
     }
 }
 
-/// `widemap-worker` with these options.
+/// `widemap-worker` with these options, which nobody is told of.
 #[must_use]
 pub fn worker(name: &str, slots: u32, options: &[&str]) -> Command {
+    announced_worker(name, slots, &[&["--no-mdns"], options].concat())
+}
+
+/// `widemap-worker` with these options, which announces itself if they let it: on a host of the
+/// test's own alone.
+#[must_use]
+pub fn announced_worker(name: &str, slots: u32, options: &[&str]) -> Command {
     let mut command = Command::new(binary("widemap-worker"));
-    command.args(["--no-mdns", "--name", name, "--slots", &slots.to_string()]).args(options);
-    command.env_remove("WIDEMAP_LOG");
+    command.args(["--name", name, "--slots", &slots.to_string()]).args(options);
+    without_configuration(&mut command);
     command
 }
 
@@ -167,8 +192,19 @@ pub fn worker(name: &str, slots: u32, options: &[&str]) -> Command {
 #[must_use]
 pub fn widemap(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary("widemap"));
-    command.args(arguments).env_remove("WIDEMAP_WORKERS").env_remove("WIDEMAP_LOG");
+    command.args(arguments);
+    without_configuration(&mut command);
     command
+}
+
+/// Whoever runs the tests may have a key, a configuration file and variables: no test sees them.
+pub fn without_configuration(command: &mut Command) {
+    let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"WIDEMAP_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| ours(name)) {
+        command.env_remove(name);
+    }
+    // Nothing can be there.
+    command.env("XDG_CONFIG_HOME", "/dev/null/none");
 }
 
 /// Runs a command to its end with these bytes as standard input.

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use widemap_tests::{binary, needs, run, run_within};
+use widemap_tests::{binary, needs, run, run_within, without_configuration};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -60,7 +60,8 @@ fn shell(block: &str, directory: &Path) -> Command {
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-c", &script]).current_dir(directory);
     shell.env("PATH", format!("{binaries}:{}", std::env::var("PATH").unwrap()));
-    shell.env("XDG_STATE_HOME", directory);
+    without_configuration(&mut shell);
+    shell.env("XDG_STATE_HOME", directory).env("XDG_CONFIG_HOME", directory);
     shell
 }
 
