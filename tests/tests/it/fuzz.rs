@@ -165,6 +165,7 @@ fn reports() -> Vec<Report> {
         labels: BTreeMap::from([("gpu".to_owned(), "yes".to_owned())]),
         functions: vec!["square".to_owned()],
         left_out: Some(LeftOut { for_ms: 1, why: "it fails".to_owned() }),
+        clock_ms: Some(5),
     };
     let held = HeldAttempt { attempt: AttemptId(7), state: HeldState::Running, input_bytes: 3 };
     let done = Done {

@@ -1,10 +1,11 @@
 //! Every command that the README prints is run, as it is printed, by a shell in an empty directory.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use widemap_tests::{binary, needs, run, run_within, without_configuration};
+use widemap_tests::{Network, binary, needs, run, run_within, without_configuration};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -61,14 +62,16 @@ fn shell(block: &str, directory: &Path) -> Command {
     shell.args(["-euo", "pipefail", "-c", &script]).current_dir(directory);
     shell.env("PATH", format!("{binaries}:{}", std::env::var("PATH").unwrap()));
     without_configuration(&mut shell);
-    shell.env("XDG_STATE_HOME", directory).env("XDG_CONFIG_HOME", directory);
+    // What belongs to the user goes to the test's directory.
+    shell.env_remove("XDG_CONFIG_HOME").env("XDG_STATE_HOME", directory).env("HOME", directory);
     shell
 }
 
 #[test]
 fn every_command_works_as_it_is_printed() {
     let mut ran = 0;
-    for block in blocks().iter().filter(|block| !block.contains("cargo ")) {
+    let elsewhere = |block: &String| block.contains("cargo ") || block.contains("ssh ");
+    for block in blocks().iter().filter(|block| !elsewhere(block)) {
         let dir = tempfile::tempdir().unwrap();
         let done = run(shell(block, dir.path()), b"");
         assert_eq!(done.status, 0, "{block}\n{}", done.stderr);
@@ -85,6 +88,44 @@ fn a_run_survives_a_killed_worker_as_the_readme_says() {
     let done = run(shell(block, dir.path()), b"").exits(0);
     assert!(done.text().contains("all there, in order"), "{}", done.stderr);
     assert!(done.stderr.contains("1 lost"), "{}", done.stderr);
+}
+
+/// `scp` and `ssh` are stood in for: the other host is a namespace, and its user's home a directory.
+#[test]
+fn several_hosts_are_a_cluster_in_four_commands() {
+    let test = "several_hosts_are_a_cluster_in_four_commands";
+    let Some(mut network) = Network::new(test) else { return };
+    let (here, ann) = (network.host(), network.host());
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("bin");
+    let home = dir.path().join("ann-home");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::create_dir_all(home.join(".config")).unwrap();
+    let mut there = Command::new("env");
+    // The stand-in for the network's other end must not see what this shell sees.
+    there.args(["-u", "XDG_CONFIG_HOME"]).arg(format!("HOME={}", home.display()));
+    let there = ann.inside(&there);
+    let words: Vec<_> = std::iter::once(there.get_program()).chain(there.get_args()).collect();
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let program = |name: &str, line: &str| {
+        let path = bin.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\nset -e\n{line}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("ssh", &format!("shift; exec {} \"$@\"", words.join(" ")));
+    program("scp", &format!("exec cp -rp \"$2\" {}/\"${{3#*:}}\"", home.display()));
+    let blocks = blocks();
+    let block = blocks.iter().find(|block| block.contains("ssh ")).unwrap();
+    assert_eq!(block.lines().count(), 4);
+    let mut shell = shell(block, dir.path());
+    let path = shell.get_envs().find(|(name, _)| *name == "PATH").unwrap().1.unwrap().to_owned();
+    shell.env("PATH", format!("{}:{}", bin.display(), path.to_string_lossy()));
+    let done = run(here.inside(&shell), b"").exits(0);
+    let lines: Vec<_> = done.text().lines().filter(|line| line.starts_with("item ")).collect();
+    let want: Vec<_> = (1..=100).map(|number| format!("item {number}")).collect();
+    assert_eq!(lines, want, "{}", done.stderr);
+    assert!(done.stderr.contains("1 worker, "), "{}", done.stderr);
+    assert!(done.stderr.contains("from mDNS"), "{}", done.stderr);
 }
 
 #[test]
