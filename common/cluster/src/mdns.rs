@@ -4,20 +4,21 @@
 //! announced for minutes: whether somebody belongs to the cluster and lives is for the session to
 //! find out. So everything that is heard is bounded, and nothing here is fatal to who asks.
 
+mod known;
+mod port;
 mod question;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use mdns_sd::{
     DaemonEvent, IfKind, IfPredicate, Metrics, Receiver, ResolvedService, ServiceDaemon,
     ServiceEvent, ServiceInfo, TryRecvError,
 };
-use socket2::{Domain, Socket, Type};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::warn;
 use widemap_common::limits::{
@@ -29,6 +30,7 @@ use widemap_common::limits::{
 use crate::interfaces::{self, Interface};
 use crate::record::{Announcement, RecordError};
 
+use known::{Known, Learnt};
 use question::{Answer, Question};
 
 /// What is announced and asked for.
@@ -412,7 +414,7 @@ impl fmt::Debug for Browser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Browser")
             .field("service", &self.service)
-            .field("known", &self.known.entries.len())
+            .field("known", &self.known.len())
             .finish_non_exhaustive()
     }
 }
@@ -514,85 +516,6 @@ fn is_flooded(metrics: &Metrics) -> bool {
         || count("timer") > MDNS_TIMERS_MAX
 }
 
-/// Those that have been told of and not taken back.
-struct Known {
-    most: usize,
-    entries: Vec<Entry>,
-    places: HashMap<String, usize>,
-    random: fastrand::Rng,
-}
-
-struct Entry {
-    instance: Instance,
-    generation: u64,
-}
-
-/// What came of learning of an instance.
-#[derive(Debug, PartialEq, Eq)]
-struct Learnt {
-    /// Whether anything of it was not known.
-    is_new: bool,
-    /// Who had to make room.
-    evicted: Option<String>,
-}
-
-impl Known {
-    fn new(most: usize, random: fastrand::Rng) -> Self {
-        Self { most, entries: Vec::new(), places: HashMap::new(), random }
-    }
-
-    fn get(&self, name: &str) -> Option<&Instance> {
-        self.places.get(name).map(|place| &self.entries[*place].instance)
-    }
-
-    /// Where there is no room one of the others is forgotten, whichever: neither those who came first
-    /// nor those who announce themselves most often can keep another out for ever.
-    fn learn(&mut self, instance: &Instance, generation: u64) -> Learnt {
-        if let Some(place) = self.places.get(&instance.instance) {
-            let entry = &mut self.entries[*place];
-            entry.generation = entry.generation.max(generation);
-            let is_new = entry.instance != *instance;
-            if is_new {
-                entry.instance = instance.clone();
-            }
-            return Learnt { is_new, evicted: None };
-        }
-        let is_full = self.entries.len() >= self.most;
-        let evicted = is_full.then(|| {
-            let place = self.random.usize(..self.entries.len());
-            self.remove(place)
-        });
-        self.places.insert(instance.instance.clone(), self.entries.len());
-        self.entries.push(Entry { instance: instance.clone(), generation });
-        Learnt { is_new: true, evicted }
-    }
-
-    /// Whether it was known.
-    fn forget(&mut self, name: &str) -> bool {
-        let place = self.places.get(name).copied();
-        place.map(|place| self.remove(place)).is_some()
-    }
-
-    /// Forgets those that have not been heard in this generation.
-    fn sweep(&mut self, generation: u64) -> Vec<String> {
-        let stale = self.entries.iter().filter(|entry| entry.generation < generation);
-        let stale: Vec<String> = stale.map(|entry| entry.instance.instance.clone()).collect();
-        for name in &stale {
-            self.forget(name);
-        }
-        stale
-    }
-
-    fn remove(&mut self, place: usize) -> String {
-        let removed = self.entries.swap_remove(place).instance.instance;
-        self.places.remove(&removed);
-        if let Some(moved) = self.entries.get(place) {
-            self.places.insert(moved.instance.instance.clone(), place);
-        }
-        removed
-    }
-}
-
 /// Which interfaces and addresses are used.
 #[derive(Debug, Clone)]
 struct Selection {
@@ -636,7 +559,7 @@ struct Daemon(ServiceDaemon);
 
 impl Daemon {
     fn start(selection: Selection) -> Result<Self, MdnsError> {
-        check_port()?;
+        port::check()?;
         let daemon = Self(ServiceDaemon::new()?);
         let is_useless = IfPredicate::new(move |interface| !selection.has(&interface.into()));
         daemon.0.disable_interface(IfKind::Predicate(is_useless))?;
@@ -657,31 +580,6 @@ impl Drop for Daemon {
         // It would live on by itself. Where it has ended already there is nothing to do.
         let _ = self.0.shutdown();
     }
-}
-
-/// mdns-sd keeps to itself that it could not have the port. A version of IP that this machine does
-/// not have is no reason to do without the other.
-fn check_port() -> Result<(), MdnsError> {
-    let port = mdns_sd::MDNS_PORT;
-    let v4 = bind(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into());
-    let v6 = bind(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into());
-    let in_use = [&v4, &v6]
-        .into_iter()
-        .any(|bound| bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse));
-    let checked = if in_use { v4.and(v6) } else { v4.or(v6) };
-    checked.map_err(|source| MdnsError::Port { source })
-}
-
-/// Whether the address can be shared, in the way of mdns-sd.
-fn bind(domain: Domain, address: SocketAddr) -> io::Result<()> {
-    let socket = Socket::new(domain, Type::DGRAM, None)?;
-    socket.set_reuse_address(true)?;
-    #[cfg(unix)]
-    socket.set_reuse_port(true)?;
-    if domain == Domain::IPV6 {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())
 }
 
 fn local_interfaces() -> Result<Vec<Interface>, MdnsError> {
@@ -730,55 +628,6 @@ mod tests {
             slots: 8,
             cluster: None,
         }
-    }
-
-    fn instance(name: &str, port: u16) -> Instance {
-        let addresses = vec![Ipv4Addr::new(10, 0, 0, 1).into()];
-        Instance { instance: name.to_owned(), announcement: announcement(name), port, addresses }
-    }
-
-    fn known() -> Known {
-        Known::new(3, fastrand::Rng::with_seed(7))
-    }
-
-    #[test]
-    fn the_same_again_is_nothing_new_and_a_change_is() {
-        let mut known = known();
-        for (port, is_new) in [(1, true), (1, false), (2, true), (2, false)] {
-            let learnt = known.learn(&instance("ann", port), 0);
-            assert_eq!(learnt, Learnt { is_new, evicted: None });
-        }
-        assert!(known.forget("ann") && !known.forget("ann"));
-    }
-
-    #[test]
-    fn there_are_never_more_than_the_most_and_anyone_may_have_to_go() {
-        let mut known = known();
-        let mut evicted_places = [false; 3];
-        for number in 0..1_000_u16 {
-            let before: Vec<_> =
-                known.entries.iter().map(|e| e.instance.instance.clone()).collect();
-            let learnt = known.learn(&instance(&format!("w{number}"), 1), 0);
-            if let Some(evicted) = learnt.evicted {
-                let place = before.iter().position(|name| *name == evicted);
-                evicted_places[place.expect("it was known")] = true;
-            }
-            assert!(known.entries.len() <= 3 && known.places.len() == known.entries.len());
-            for (place, entry) in known.entries.iter().enumerate() {
-                assert_eq!(known.places.get(&entry.instance.instance), Some(&place));
-            }
-        }
-        assert_eq!(evicted_places, [true; 3]);
-    }
-
-    #[test]
-    fn those_that_a_new_daemon_does_not_hear_are_given_up() {
-        let mut known = known();
-        for (name, generation) in [("ann", 0), ("bob", 0), ("ann", 1), ("bob", 0), ("ann", 0)] {
-            known.learn(&instance(name, 1), generation);
-        }
-        assert_eq!(known.sweep(1), ["bob"]);
-        assert_eq!(known.sweep(1), [""; 0]);
     }
 
     #[test]
