@@ -40,7 +40,7 @@ pub(super) fn check(
             .collect();
         if useful.is_empty() {
             // The address that is nearest to being useful has the reason that counts.
-            let why = addresses.iter().filter_map(|i| i.passed_over(wanted)).last();
+            let why = addresses.iter().find_map(|interface| interface.passed_over(wanted));
             let why = why.map_or_else(|| "not useful".to_owned(), |why| why.to_string());
             passed.push(format!("{name} ({why})"));
         } else if can_multicast(name) {

@@ -56,9 +56,9 @@ fn of_file(path: &Path, read: Result<KeyFile, KeyError>) -> Checked {
     match read {
         Ok(KeyFile::Keys(ring)) => {
             let own = ring.own().cluster();
-            let others: Vec<_> = ring.all()[1..].iter().map(|key| key.cluster()).collect();
-            let others = others.iter().map(|other| format!(", trusted beside it: {other}"));
-            let what = format!("{shown} ({}): cluster {own}{}", access(path), join(others));
+            let others = ring.all()[1..].iter().map(|key| key.cluster().to_string());
+            let others: String = others.map(|id| format!(", trusted beside it: {id}")).collect();
+            let what = format!("{shown} ({}): cluster {own}{others}", access(path));
             Checked { finding: Finding::ok(Check::Key, what), cluster: Some(own) }
         }
         Ok(KeyFile::Bundle(bundle)) => {
@@ -132,10 +132,6 @@ fn access(path: &Path) -> String {
         uid => format!("uid {uid}"),
     };
     format!("mode {:04o}, of {owner}", metadata.mode() & 0o7777)
-}
-
-fn join(texts: impl Iterator<Item = String>) -> String {
-    texts.collect()
 }
 
 #[cfg(test)]

@@ -116,41 +116,28 @@ fn examine(args: &DoctorArgs, report: &mut Report) -> Result<(), MapError> {
         .enable_all()
         .build()
         .map_err(MapError::Start)?;
-    let sources = whereabouts.and_then(|whereabouts| open(whereabouts, report));
-    runtime.block_on(host.look_around(sources, report));
+    runtime.block_on(host.look_around(whereabouts, report));
     if has_no_mdns {
         report.tell([Finding::ok(Check::Multicast, "not looked at: mDNS is turned off")]);
     }
     Ok(())
 }
 
-/// Where workers may be, unless nobody is to be asked, or nobody can be.
-fn open(whereabouts: Whereabouts, report: &mut Report) -> Option<Sources> {
+/// Where workers may be; or why nobody is asked. What the key check has told already is not told again.
+fn open(whereabouts: Whereabouts, report: &Report) -> Result<Sources, Finding> {
     if whereabouts.is_here_only() {
-        report.tell([Finding::ok(
-            Check::Worker,
-            "no place is named and there is no key: a map would run on this machine only",
-        )]);
-        return None;
+        let what = "no place is named and there is no key: a map would run on this machine only";
+        return Err(Finding::ok(Check::Worker, what));
     }
-    match whereabouts.open() {
-        Ok(sources) => Some(sources),
-        Err(error) => {
-            // What the key check has told already is not told again.
-            let why = if report.has(Check::Key, Status::Ok) {
-                error.to_string()
-            } else {
-                "without a key that a coordinator can use".to_owned()
-            };
-            report.tell([Finding::problem(
-                Check::Worker,
-                format!("not asked: {why}"),
-                "do what is said of the key above",
-            )
-            .grave(!report.has(Check::Key, Status::Warning))]);
-            None
+    whereabouts.open().map_err(|error| {
+        if report.has(Check::Key, Status::Ok) {
+            let action = error.hint().unwrap_or("correct the key or the certificate");
+            return Finding::problem(Check::Worker, format!("not asked: {error}"), action);
         }
-    }
+        let what = "not asked: there is no key that a coordinator can use";
+        Finding::problem(Check::Worker, what, "do what is said of the key above")
+            .grave(report.has(Check::Key, Status::Problem))
+    })
 }
 
 /// What is known of this host when the network is looked at.
@@ -165,17 +152,20 @@ struct Host {
 }
 
 impl Host {
-    async fn look_around(&self, sources: Option<Sources>, report: &mut Report) {
-        let (sources, trust) = match sources {
-            Some(Sources { sources, trust, .. }) => (Some(sources), trust),
-            None => (None, Trust::default()),
+    async fn look_around(&self, whereabouts: Option<Whereabouts>, report: &mut Report) {
+        let opened = whereabouts.map(|whereabouts| open(whereabouts, report));
+        let is_asked = matches!(opened, Some(Ok(_)));
+        let (sources, trust, unasked) = match opened {
+            Some(Ok(Sources { sources, trust, .. })) => (sources, trust, None),
+            Some(Err(finding)) => (Vec::new(), Trust::default(), Some(finding)),
+            None => (Vec::new(), Trust::default(), None),
         };
         let greeting = self.greeting(trust);
         report.tell([port::check(&self.ours, self.cluster, greeting.clone()).await]);
-        let is_asked = sources.is_some();
+        report.tell(unasked);
         let limit = Duration::from_millis(self.timers.connect_ms);
         let (suggestions, heard, echoes) = tokio::join!(
-            place::gather(sources.unwrap_or_default(), limit),
+            place::gather(sources, limit),
             multicast::listen(&self.carrying),
             multicast::echo(&self.carrying),
         );

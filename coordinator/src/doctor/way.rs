@@ -40,6 +40,8 @@ pub(super) fn of_sources(suggestions: &[Suggestion]) -> Vec<Finding> {
             } else {
                 "correct it, or leave this source out"
             };
+            // mDNS says itself what the trouble is with.
+            let trouble = trouble.strip_prefix("mDNS: ").unwrap_or(trouble);
             let what = format!("{source}: {trouble}");
             findings.push(Finding::problem(Check::Worker, what, action).grave(source != MDNS));
         }

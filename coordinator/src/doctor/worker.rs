@@ -69,7 +69,7 @@ pub(super) async fn ask(addresses: Vec<String>, greeting: Greeting) -> Result<An
 /// Whether a bare connection is accepted at one of them.
 async fn accepts(addresses: &[String]) -> bool {
     let mut knocks = JoinSet::new();
-    for address in addresses.to_vec() {
+    for address in addresses.iter().cloned() {
         knocks.spawn(tokio::time::timeout(KNOCK, TcpStream::connect(address)));
     }
     while let Some(knocked) = knocks.join_next().await {

@@ -18,12 +18,21 @@ use super::job::Job;
 /// What a link tells the driver.
 #[derive(Debug)]
 pub(super) enum News {
-    Attached { stream: StreamId, hello: WorkerHello, held: Vec<HeldAttempt>, round_trip_us: u64 },
+    Attached {
+        stream: StreamId,
+        hello: Box<WorkerHello>,
+        held: Vec<HeldAttempt>,
+        round_trip_us: u64,
+    },
     Reports(Vec<Report>),
     RoundTrip(u64),
     Corrupt(AttemptId),
-    Cut { ended: bool },
-    Unreachable { refused: bool },
+    Cut {
+        ended: bool,
+    },
+    Unreachable {
+        refused: bool,
+    },
     Refused,
 }
 
@@ -126,7 +135,7 @@ impl Coordinator {
         let mut events = Vec::new();
         match news {
             News::Attached { stream, hello, held, round_trip_us } => {
-                self.attached(link, stream, hello, &held, round_trip_us);
+                self.attached(link, stream, *hello, &held, round_trip_us);
             }
             News::Reports(reports) => {
                 if let Some(worker) = self.fleet.worker_of(link) {

@@ -277,7 +277,7 @@ impl World {
             let (mut hello, mut held) = (None, None);
             reports.retain(|report| match report {
                 Report::Hello(greeting) => {
-                    hello = Some((**greeting).clone());
+                    hello = Some(greeting.clone());
                     false
                 }
                 Report::Held(attempts) => {

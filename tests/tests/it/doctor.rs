@@ -21,7 +21,7 @@ impl Pair {
         let mut network = Network::new(test)?;
         let (here, ann) = (network.host(), network.host());
         let pair = Self { network, here, ann, home: tempfile::tempdir().unwrap() };
-        run(pair.configured(widemap(&["key", "new"])), b"").exits(0);
+        let _made = run(pair.configured(widemap(&["key", "new"])), b"").exits(0);
         Some(pair)
     }
 
@@ -110,7 +110,7 @@ fn a_mistake_in_the_configuration_is_named_with_its_line() {
 fn a_worker_with_another_key_is_told_what_to_copy() {
     let Some(pair) = Pair::new("a_worker_with_another_key") else { return };
     let other = pair.home.path().join("other");
-    run(widemap(&["key", "new", other.to_str().unwrap()]), b"").exits(0);
+    let _made = run(widemap(&["key", "new", other.to_str().unwrap()]), b"").exits(0);
     let _ann = pair.worker(&pair.ann, "ann", &other);
     insta::assert_snapshot!(pair.report(&pair.doctor(&["--worker", "10.0.0.2"]).exits(3)));
 }
