@@ -43,11 +43,25 @@ impl<S> Observed<S> {
 }
 
 impl<S: AsyncRead + Unpin> Observed<S> {
-    /// A write that fails may hide what the other side has said before it hung up.
-    fn look(&mut self, context: &mut Context<'_>) {
-        let mut bytes = [0; 16];
-        // It is read for what it shows alone: after a failed write nothing else is.
-        let _ = Pin::new(self).poll_read(context, &mut ReadBuf::new(&mut bytes));
+    /// A write that fails may hide what the other side has said before it hung up: that is read
+    /// first. It may not have been heard of yet, but the end of it surely will be.
+    fn after<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        done: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let Poll::Ready(Err(error)) = &done else { return done };
+        let hung_up =
+            matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        if hung_up && self.fault.get().is_none() {
+            let mut bytes = [0; 16];
+            // It is read for what it shows alone: after a failed write nothing else is.
+            let read = Pin::new(&mut *self).poll_read(context, &mut ReadBuf::new(&mut bytes));
+            if read.is_pending() {
+                return Poll::Pending;
+            }
+        }
+        done
     }
 }
 
@@ -94,10 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if matches!(written, Poll::Ready(Err(_))) {
-            self.look(context);
-        }
-        written
+        self.after(context, written)
     }
 
     fn poll_write_vectored(
@@ -106,10 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        if matches!(written, Poll::Ready(Err(_))) {
-            self.look(context);
-        }
-        written
+        self.after(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -118,10 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Observed<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        if matches!(flushed, Poll::Ready(Err(_))) {
-            self.look(context);
-        }
-        flushed
+        self.after(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
