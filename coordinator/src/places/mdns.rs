@@ -21,6 +21,9 @@ pub(crate) const NAME: &str = "mDNS";
 /// News that come together are told together.
 const TOGETHER: Duration = Duration::from_millis(10);
 
+/// Who has not answered by then is not there, as far as is known.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// The more is known, the more news are told together: telling costs as much as is known.
 const TOGETHER_PER_INSTANCE: Duration = Duration::from_micros(50);
 
@@ -52,14 +55,16 @@ impl Source for Mdns {
             }
         };
         let (mut announced, mut trouble) = (Announced::new(), None);
-        let mut tell_at = None;
+        // That nobody is there is an answer too.
+        let mut tell_at = Some(Instant::now() + SILENCE);
         loop {
             tokio::select! {
                 heard = browser.next() => {
                     self.take(heard, &mut announced, &mut trouble);
                     let known = u32::try_from(announced.len()).unwrap_or(u32::MAX);
                     let pause = TOGETHER + TOGETHER_PER_INSTANCE * known;
-                    tell_at.get_or_insert(Instant::now() + pause);
+                    let soon = Instant::now() + pause;
+                    tell_at = Some(tell_at.map_or(soon, |at| at.min(soon)));
                 }
                 () = at(tell_at) => {
                     tell_at = None;
