@@ -24,16 +24,17 @@ pub(super) struct Observed<S> {
 
 enum State {
     /// Plain, and nothing was read yet.
-    Unread,
-    /// Plain; it has begun as it should.
     Plain,
+    /// Encrypted, and nothing was read yet.
     Encrypted,
+    /// It has begun as it should.
+    Begun,
 }
 
 impl<S> Observed<S> {
     /// Watches a connection without TLS.
     pub(super) fn plain(stream: S, host: String, fault: Arc<OnceLock<DialError>>) -> Self {
-        Self { stream, host, fault, state: State::Unread }
+        Self { stream, host, fault, state: State::Plain }
     }
 
     /// Watches a connection whose handshake is done on this side.
@@ -53,7 +54,7 @@ impl<S: AsyncRead + Unpin> Observed<S> {
         let Poll::Ready(Err(error)) = &done else { return done };
         let hung_up =
             matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
-        if hung_up && self.fault.get().is_none() {
+        if hung_up && !matches!(self.state, State::Begun) {
             let mut bytes = [0; 16];
             // It is read for what it shows alone: after a failed write nothing else is.
             let read = Pin::new(&mut *self).poll_read(context, &mut ReadBuf::new(&mut bytes));
@@ -80,18 +81,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        match (&read, &self.state) {
-            (Poll::Ready(Ok(())), State::Unread) => {
+        match &read {
+            Poll::Ready(Ok(())) => {
                 if let Some(&first) = buffer.filled().get(before) {
-                    self.state = State::Plain;
-                    if first == TLS_ALERT {
+                    let begun = std::mem::replace(&mut self.state, State::Begun);
+                    if matches!(begun, State::Plain) && first == TLS_ALERT {
                         self.note(DialError::WantsKey { host: self.host.clone() });
                     }
                 }
             }
-            (Poll::Ready(Err(error)), State::Encrypted) => {
+            Poll::Ready(Err(error)) if matches!(self.state, State::Encrypted) => {
                 let fault = untrusted(&self.host, error);
-                if !matches!(fault, DialError::Other(_) | DialError::NoKey { .. }) {
+                if fault.is_distrust() {
                     self.note(fault);
                 }
             }
