@@ -84,6 +84,7 @@ mod tests {
     use tonic::transport::{Endpoint, Server, Uri};
     use tower::ServiceExt as _;
     use tower_test::mock;
+    use widemap_common::limits::DOCTOR_PAYLOAD_BYTES;
     use widemap_common::time::Timers;
     use widemap_worker::{Registry, Worker, WorkerConfig};
 
@@ -155,19 +156,34 @@ mod tests {
         assert!(late < Duration::from_millis(10), "{late:?} late");
     }
 
-    #[tokio::test]
-    async fn a_worker_says_that_it_is_well() {
+    /// Makes one call to a worker of its own, which takes no further one.
+    async fn to_a_worker<T>(call: impl AsyncFnOnce(Channel) -> T) -> T {
         let (near, far) = UnixStream::pair().unwrap();
         let worker = Worker::functions_only(WorkerConfig::default(), Registry::stock());
         let (mut tasks, end) = (JoinSet::new(), CancellationToken::new());
         let serving = worker.serve_stream(far, end.clone());
         tasks.spawn(async move { serving.await.unwrap() });
         let dialled = Dial::embedded(near).connect(&Trust::default(), &Timers::default()).await;
-        let channel = dialled.map(|line| line.channel).expect("it is there");
-        health(channel.clone()).await.unwrap();
-        assert!(carries(channel, 64 * 1024).await);
+        let answer = call(dialled.map(|line| line.channel).expect("it is there")).await;
         end.cancel();
         tasks.join_next().await.unwrap().unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_worker_says_that_it_is_well() {
+        to_a_worker(health).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_worker_answers_a_request_of_several_packets() {
+        assert!(to_a_worker(async |channel| carries(channel, DOCTOR_PAYLOAD_BYTES).await).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_side_is_reached_by_nothing() {
+        let (near, _far) = tokio::io::duplex(64 * 1024);
+        assert!(!carries(channel(near).await, DOCTOR_PAYLOAD_BYTES).await);
     }
 
     #[tokio::test]
