@@ -21,8 +21,9 @@ pub(crate) const NAME: &str = "mDNS";
 /// News that come together are told together.
 const TOGETHER: Duration = Duration::from_millis(10);
 
-/// Who has not answered by then is not there, as far as is known.
-const SILENCE: Duration = Duration::from_secs(1);
+/// Who has not answered by then is not there, as far as is known: a moment before the second is over
+/// that a map gives to mDNS.
+const SILENCE: Duration = Duration::from_millis(900);
 
 /// The more is known, the more news are told together: telling costs as much as is known.
 const TOGETHER_PER_INSTANCE: Duration = Duration::from_micros(50);

@@ -7,13 +7,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;
 use widemap_cluster::{Identity, Role};
 use widemap_common::limits::{CONNECTIONS_MAX, HANDSHAKES_MAX};
 use widemap_tests::{
-    MapProcess, Network, WorkerProcess, eventually, eventually_within, needs_root, run, worker,
+    MapProcess, Network, WorkerProcess, always_for, cpu_time, eventually, eventually_within,
+    needs_root, run, worker,
 };
 
 use crate::support::{Key, Log, counted, map, numbers};
@@ -94,7 +95,9 @@ const CROWD: usize = 10_000;
 fn crowd(address: SocketAddr, count: usize) -> Vec<OwnedFd> {
     let own: SocketAddr = "127.0.0.9:0".parse().unwrap();
     let come = || {
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        // No worker that is started meanwhile has it too.
+        let (family, flags) = (AddressFamily::INET, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::STREAM, flags, None).unwrap();
         bind(&socket, &own).unwrap();
         connect(&socket, &address).map(|()| socket)
     };
@@ -119,27 +122,34 @@ fn a_crowd_keeps_nobody_out(trust_of_worker: &[&str], trust_of_map: &[&str]) {
     let held = std::thread::scope(|scope| {
         let come = || crowd(address, crowd_size / 4);
         let crowds = [(); 4].map(|()| scope.spawn(come));
-        let mut served = 0;
+        let (mut served, mut longest) = (0, Duration::ZERO);
         while !crowds.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             let asked = Instant::now();
             let options = [&["--worker", ann.address()], trust_of_map].concat();
             let done = run(map(&[&options], &["echo"]), b"1\n").exits(0);
             assert_eq!(done.text(), "1\n");
             served += 1;
-            println!("a map in the crowd took {:.2?}", asked.elapsed());
+            longest = longest.max(asked.elapsed());
             // The crowd may take long to come: it is the time of one map that counts.
-            assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+            assert!(longest < Duration::from_secs(10), "{longest:?}");
+            // The crowd shares the machine's cores with them: one is asked for now and then.
+            let few = |files: &usize| *files < before + HANDSHAKES_MAX + CONNECTIONS_MAX;
+            let pause = Duration::from_millis(300);
+            always_for(pause, "its open files are bounded", || open_files(&ann), few);
             files_max = files_max.max(open_files(&ann));
         }
-        println!("{crowd_size} came within {:.2?}, {served} maps meanwhile", begun.elapsed());
+        let used = cpu_time(ann.pid());
+        println!("{crowd_size} came within {:.2?}, which cost {used:.2?}", begun.elapsed());
+        println!("{served} maps were served meanwhile, each within {longest:.2?}");
         crowds.map(|crowd| crowd.join().unwrap())
     });
     files_max = files_max.max(open_files(&ann));
     println!("the worker had {files_max} files open at the most, {before} before");
     assert!(files_max < before + HANDSHAKES_MAX + CONNECTIONS_MAX, "{files_max} open files");
     let bound = Duration::from_secs(10);
+    // What it opened for its first job it keeps.
     let what = "those that said nothing are sent away, though they hold on";
-    eventually_within(bound, what, || open_files(&ann), |&files| files <= before + 1);
+    eventually_within(bound, what, || open_files(&ann), |&files| files < before + 8);
     drop(held);
     let options = [&["--worker", ann.address()], trust_of_map].concat();
     assert_eq!(run(map(&[&options], &["echo"]), b"1\n").exits(0).text(), "1\n");

@@ -163,8 +163,8 @@ fn with_a_key_and_nobody_there_the_network_was_asked() {
     let test = "with_a_key_and_nobody_there_the_network_was_asked";
     let Some(user) = User::new(test) else { return };
     user.has_key();
-    let said = user.maps(&["--wait-workers", "1s"], &[]);
-    assert!(said.starts_with("exit 3\n") && said.contains("mDNS"), "{said}");
+    let said = user.maps(&["--wait-workers", "2s"], &[]);
+    assert!(said.starts_with("exit 3\n") && said.contains("mDNS: no worker is"), "{said}");
     insta::assert_snapshot!(said);
 }
 
