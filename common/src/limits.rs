@@ -282,7 +282,7 @@ pub const MDNS_INTERFACES_S: u32 = 2;
 pub const ADDRESSES_MAX: usize = 16;
 
 /// Announced places where no worker has answered yet that are dialled at a time.
-pub const HINTED_LINKS_MAX: usize = 512;
+pub const HINTED_LINKS_MAX: usize = 256;
 
 /// Announcements of no use that are shown.
 pub const UNUSED_SHOWN: usize = 64;
@@ -292,3 +292,9 @@ pub const MDNS_QUESTION_MS: u64 = 2_000;
 
 /// When such a question is asked again; the pause doubles each time.
 pub const MDNS_QUESTION_AGAIN_MS: u64 = 200;
+
+/// Places of one worker that is attached through another, as far as they are only heard of.
+pub const ECHOES_MAX: usize = 8;
+
+/// Addresses of an announced place that are tried.
+pub const HINTED_ADDRESSES_MAX: usize = 4;

@@ -137,6 +137,7 @@ impl MapError {
             Self::NoWorkers { .. } => {
                 "start `widemap-worker` there, or run on this machine with --local N"
             }
+            Self::Identity(_) => "--local N runs on this machine and needs no key",
             Self::NobodyToAsk => {
                 "name workers (--worker HOST, --workers-file, --dns), or run on this machine with --local N"
             }

@@ -13,7 +13,7 @@ use crate::key::KeyRing;
 use crate::role::Role;
 
 /// What every bundle begins with.
-const PREFIX: &str = "widemap-worker-bundle-v1:";
+pub(crate) const PREFIX: &str = "widemap-worker-bundle-v1:";
 
 /// A worker's certificate, its private key, and the authorities that it trusts.
 #[derive(Debug)]

@@ -242,6 +242,7 @@ pub(crate) fn roots(
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    key::refuse_secret(path)?;
     let text = std::fs::read(path).map_err(|error| IdentityError::File {
         path: path.to_owned(),
         problem: format!("cannot be read: {error}"),

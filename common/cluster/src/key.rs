@@ -252,9 +252,7 @@ pub fn usual_file() -> Option<PathBuf> {
 /// # Errors
 /// If it cannot be read, if others can read it, or if it holds something else.
 pub fn read(path: &Path) -> Result<KeyFile, KeyError> {
-    if path.to_string_lossy().starts_with(PREFIX) {
-        return Err(KeyError::NotAPath);
-    }
+    refuse_secret(path)?;
     let text = read_secret(path)?;
     if bundle::is_bundle(&text) {
         let error = |error| KeyError::Bundle { path: path.to_owned(), error };
@@ -262,6 +260,20 @@ pub fn read(path: &Path) -> Result<KeyFile, KeyError> {
     }
     let malformed = |(line, problem)| KeyError::Malformed { path: path.to_owned(), line, problem };
     parse(&text).map(KeyFile::Keys).map_err(malformed)
+}
+
+/// What a key file or a PEM file holds is taken for a path sooner than one thinks, and must not be
+/// shown in the error of it.
+///
+/// # Errors
+/// If the path holds a secret.
+pub(crate) fn refuse_secret(path: &Path) -> Result<(), KeyError> {
+    let text = path.to_string_lossy();
+    let marks = [PREFIX, bundle::PREFIX, "-----BEGIN", "\n"];
+    match marks.iter().any(|mark| text.contains(mark)) {
+        true => Err(KeyError::NotAPath),
+        false => Ok(()),
+    }
 }
 
 /// The keys in the text of a key file.
@@ -292,6 +304,7 @@ pub fn parse(text: &str) -> Result<KeyRing, (usize, &'static str)> {
 
 /// Reads a file that nobody else may read.
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyError> {
+    refuse_secret(path)?;
     let error = |error| KeyError::Read { path: path.to_owned(), error };
     let file = File::open(path).map_err(error)?;
     // What was opened is looked at, so that it cannot be exchanged in between.
@@ -399,9 +412,11 @@ mod tests {
         assert_eq!(line(&format!("{}\n{}", *one, *one)), 2);
         assert_eq!(line(&format!("{}\n{}\n{}", *one, *two, *three)), 3);
         assert_eq!(line(&format!("{PREFIX}{}", "ä".repeat(32))), 1);
-        let error = read(Path::new(one.as_str())).unwrap_err();
-        assert!(matches!(error, KeyError::NotAPath));
-        assert!(!error.to_string().contains("0101"));
+        for text in [(*one).clone(), format!("# ours\n{}", *one), format!("/etc/{}", *one)] {
+            let error = read(Path::new(&text)).unwrap_err();
+            assert!(matches!(error, KeyError::NotAPath), "{error}");
+            assert!(!error.to_string().contains("0101"));
+        }
         assert!(!format!("{:?}", key(1)).contains("0101"));
     }
 

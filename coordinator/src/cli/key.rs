@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use widemap_cluster::config::{Config, ConfigError};
 use widemap_cluster::key::{self, ClusterKey, KeyError, KeyFile, KeyRing};
-use widemap_cluster::{IdentityError, MintError, bundle};
+use widemap_cluster::{IdentityError, MintError, bundle, harden};
 
 use super::complain;
 use super::options::KeyCommand;
@@ -19,12 +20,20 @@ enum Error {
     Mint(#[from] MintError),
     #[error(transparent)]
     WorkerOnly(#[from] IdentityError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("there is no key at the usual places: {}", shown(.0))]
     NoKey(Vec<PathBuf>),
 }
 
 /// Runs `widemap key`.
 pub(crate) fn run(command: &KeyCommand) -> ExitCode {
+    // Before there is a secret in memory; where the system refuses that, the key is made all the same.
+    if let Err(error) = harden::close_memory() {
+        say::line(&format!(
+            "widemap: this program's memory is open to others of this user: {error}"
+        ));
+    }
     let done = match command {
         KeyCommand::New { file } => new(file.as_deref()),
         KeyCommand::Show { key } => show(key.as_deref()),
@@ -105,6 +114,8 @@ fn ring(path: &Path) -> Result<KeyRing, Error> {
 
 fn named_or_usual(key: Option<&Path>) -> Result<PathBuf, Error> {
     let named = key.map(Path::to_owned).or_else(|| widemap_cluster::Wanted::of_environment().key);
+    let named =
+        named.map_or_else(|| Config::find().map(|config| config.key), |key| Ok(Some(key)))?;
     named.or_else(key::usual_file).ok_or_else(|| Error::NoKey(key::usual_places()))
 }
 

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use widemap_cluster::config::Config;
 use widemap_cluster::{Identity, Role, Wanted, harden, key};
 use widemap_common::limits::SLOTS_MAX;
@@ -53,7 +54,7 @@ impl Whereabouts {
         let has_key =
             wanted.as_ref().is_some_and(|wanted| !wanted.is_empty() || key::usual_file().is_some());
         let no_mdns = args.no_mdns || (config.mdns == Some(false) && !args.mdns);
-        let level = decide(levels, has_key, args.trust.insecure, no_mdns)?;
+        let level = decide(&levels, has_key, args.trust.insecure, no_mdns)?;
         let interfaces = [
             args.mdns_interface.clone(),
             variable_list("WIDEMAP_MDNS_INTERFACE"),
@@ -103,6 +104,7 @@ impl Whereabouts {
         if !self.asks_others() {
             return Ok(nobody);
         }
+        raise_open_files();
         let identity = match &self.wanted {
             Some(wanted) => {
                 // Before there is a secret in memory: items of this machine run as the same user.
@@ -142,16 +144,30 @@ impl Whereabouts {
     }
 }
 
+/// Each worker is a connection, and many may be dialled at a time. What runs on this machine keeps the
+/// former limit: it was started before.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where the hard limit is "unlimited", systems refuse it as a soft one: then all stays as it is.
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
 /// The level that counts, with mDNS as it follows from the rules.
 fn decide(
-    levels: [Level; 3],
+    levels: &[Level; 3],
     has_key: bool,
     insecure: bool,
     no_mdns: bool,
 ) -> Result<Level, MapError> {
-    let named = levels.into_iter().find(|level| *level != Level::default());
-    let nothing_named = named.is_none();
-    let mut level = named.unwrap_or_default();
+    let names_a_place = |level: &Level| Level { mdns: false, ..level.clone() } != Level::default();
+    let chosen = levels.iter().position(names_a_place);
+    // Said at that level or above it, mDNS is asked beside the place; below, the place turns it off.
+    let levels_that_count = &levels[..chosen.map_or(levels.len(), |level| level + 1)];
+    let mdns = !no_mdns && levels_that_count.iter().any(|level| level.mdns);
+    let nothing_named = chosen.is_none() && !mdns;
+    let mut level = chosen.map(|level| levels[level].clone()).unwrap_or_default();
+    level.mdns = mdns;
     if level.mdns && !has_key && !insecure {
         return Err(MapError::Flag {
             flag: "--mdns",
@@ -304,7 +320,7 @@ mod tests {
     fn the_highest_level_that_names_a_place_replaces_the_lower_ones() {
         let (flags, environment, file) = (workers("flag"), workers("variable"), workers("file"));
         let of =
-            |levels: [&Level; 3]| decide(levels.map(Clone::clone), false, false, false).unwrap();
+            |levels: [&Level; 3]| decide(&levels.map(Clone::clone), false, false, false).unwrap();
         assert_eq!(of([&flags, &environment, &file]), flags);
         assert_eq!(of([&nothing(), &environment, &file]), environment);
         assert_eq!(of([&nothing(), &nothing(), &file]), file);
@@ -314,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_named_place_turns_mdns_off_unless_it_is_asked_for() {
-        let of = |flags: Level| decide([flags, nothing(), nothing()], true, false, false).unwrap();
+        let of = |flags: Level| decide(&[flags, nothing(), nothing()], true, false, false).unwrap();
         assert!(!of(workers("flag")).mdns);
         assert!(!of(Level { local: Some(1), ..nothing() }).mdns);
         let both = Level { mdns: true, ..workers("flag") };
@@ -323,20 +339,31 @@ mod tests {
     }
 
     #[test]
+    fn mdns_is_asked_beside_places_of_lower_levels_and_not_if_a_flag_forbids_it() {
+        let mdns = Level { mdns: true, ..nothing() };
+        let both = decide(&[mdns.clone(), nothing(), workers("file")], true, false, false).unwrap();
+        assert_eq!(both, Level { mdns: true, ..workers("file") });
+        let forbidden = decide(&[workers("flag"), nothing(), mdns.clone()], true, false, true);
+        assert_eq!(forbidden.unwrap(), workers("flag"));
+        let turned_off = decide(&[workers("flag"), nothing(), mdns], true, false, false);
+        assert_eq!(turned_off.unwrap(), workers("flag"));
+    }
+
+    #[test]
     fn mdns_needs_a_key_or_insecure() {
         let mdns = || [Level { mdns: true, ..nothing() }, nothing(), nothing()];
-        assert!(decide(mdns(), true, false, false).is_ok());
-        assert!(decide(mdns(), false, true, false).is_ok());
-        let refused = decide(mdns(), false, false, false).unwrap_err();
+        assert!(decide(&mdns(), true, false, false).is_ok());
+        assert!(decide(&mdns(), false, true, false).is_ok());
+        let refused = decide(&mdns(), false, false, false).unwrap_err();
         assert!(refused.to_string().contains("widemap key new"), "{refused}");
     }
 
     #[test]
     fn without_a_place_and_a_key_it_is_this_machine() {
         let nowhere = || [nothing(), nothing(), nothing()];
-        assert_eq!(decide(nowhere(), false, false, false).unwrap(), nothing());
-        assert_eq!(decide(nowhere(), false, true, false).unwrap(), nothing());
-        let stuck = decide(nowhere(), true, false, true).unwrap_err();
+        assert_eq!(decide(&nowhere(), false, false, false).unwrap(), nothing());
+        assert_eq!(decide(&nowhere(), false, true, false).unwrap(), nothing());
+        let stuck = decide(&nowhere(), true, false, true).unwrap_err();
         assert!(matches!(stuck, MapError::NobodyToAsk));
     }
 

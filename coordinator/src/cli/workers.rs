@@ -84,7 +84,10 @@ fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
         .enable_all()
         .build()
         .map_err(MapError::Start)?;
-    Ok(runtime.block_on(ask(args, sources)))
+    let rows = runtime.block_on(ask(args, sources));
+    // A name or a file that is still being looked up is not waited for.
+    runtime.shutdown_background();
+    Ok(rows)
 }
 
 async fn ask(args: &WorkersArgs, sources: Sources) -> Vec<Row> {
@@ -121,8 +124,8 @@ async fn ask(args: &WorkersArgs, sources: Sources) -> Vec<Row> {
                 let now = Time::ZERO + begun.elapsed();
                 let mut events = Vec::new();
                 match event.news {
-                    LinkNews::Attached { stream, hello, .. } => {
-                        fleet.attached(event.link, stream, *hello, &mut events);
+                    LinkNews::Attached { stream, address, hello, .. } => {
+                        fleet.attached(now, event.link, stream, address, *hello, &mut events);
                     }
                     LinkNews::RoundTrip(time) => {
                         round_trips.extend(fleet.worker_of(event.link).map(|worker| (worker, time)));

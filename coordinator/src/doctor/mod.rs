@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use widemap_cluster::ClusterId;
 use widemap_cluster::config::Config;
+use widemap_cluster::harden;
 use widemap_cluster::interfaces::{self, Interface};
 use widemap_common::ids::{CoordinatorId, Epoch};
 use widemap_common::time::Timers;
@@ -96,6 +97,8 @@ fn examine(args: &DoctorArgs, report: &mut Report) -> Result<(), MapError> {
             Some(whereabouts)
         }
     };
+    // Before there is a secret in memory.
+    harden::close_memory().map_err(MapError::Start)?;
     let key = key::check(wanted(&args.place.trust, &config).as_ref());
     report.tell([key.finding, clock::check()]);
     let ours = interfaces::local().map_err(MapError::Start)?;
@@ -117,6 +120,8 @@ fn examine(args: &DoctorArgs, report: &mut Report) -> Result<(), MapError> {
         .build()
         .map_err(MapError::Start)?;
     runtime.block_on(host.look_around(whereabouts, report));
+    // A name or a file that is still being looked up is not waited for.
+    runtime.shutdown_background();
     if has_no_mdns {
         report.tell([Finding::ok(Check::Multicast, "not looked at: mDNS is turned off")]);
     }

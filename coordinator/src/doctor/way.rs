@@ -144,7 +144,7 @@ fn explain(fault: &Fault, place: &str, others_answer: bool) -> (String, String) 
 
 fn of_dial(error: &DialError, host: &str) -> (String, String) {
     let action = match error {
-        DialError::Refused => {
+        DialError::Refused(_) => {
             return (
                 "connection refused: the host is up, and nobody listens there".to_owned(),
                 format!("start widemap-worker on {host}, or correct the port"),
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn one_that_is_only_heard_of_may_have_gone() {
-        let refused = || Err(Fault::Dial(DialError::Refused));
+        let refused = || Err(Fault::Dial(DialError::Refused(Vec::new())));
         assert_eq!(of_workers(&[asked(refused(), false)])[0].status, Status::Warning);
         assert_eq!(of_workers(&[asked(refused(), true)])[0].status, Status::Problem);
     }
@@ -218,7 +218,11 @@ mod tests {
     fn each_fault_says_what_to_do() {
         let host = || "10.0.0.2:7433".to_owned();
         for (fault, what, action) in [
-            (Fault::Dial(DialError::Refused), "nobody listens", "start widemap-worker on 10.0.0.2"),
+            (
+                Fault::Dial(DialError::Refused(Vec::new())),
+                "nobody listens",
+                "start widemap-worker on 10.0.0.2",
+            ),
             (Fault::Dial(DialError::NoRoute), "no route", "ip route get 10.0.0.2"),
             (Fault::Dial(DialError::NoKey { host: host() }), "has no key", "copy this host's key"),
             (Fault::Dial(DialError::WantsKey { host: host() }), "asks for a key", "--key FILE"),

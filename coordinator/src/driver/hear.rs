@@ -2,12 +2,12 @@
 
 use widemap_common::ids::WorkerId;
 use widemap_common::limits::PART_BYTES_MAX;
-use widemap_proto::session::{Credit, Done, HeldAttempt, Part, Report, WorkerHello};
+use widemap_proto::session::{Credit, Done, HeldAttempt, Part, Report};
 use widemap_sched::event::{DeathProof, Event, ItemFault};
 
 use super::fleet::{Attachment, WorkerState};
 use super::{Driver, THE_JOB};
-use crate::session::{LinkEvent, LinkId, LinkNews, StreamId};
+use crate::session::{LinkEvent, LinkNews};
 
 impl Driver {
     /// Takes in what a link says.
@@ -15,8 +15,13 @@ impl Driver {
         let LinkEvent { link, news } = event;
         let mut events = Vec::new();
         match news {
-            LinkNews::Attached { stream, hello, held, round_trip } => {
-                self.attached(link, stream, *hello, &held, round_trip);
+            LinkNews::Attached { stream, address, hello, held, round_trip } => {
+                let attachment =
+                    self.fleet.attached(self.now, link, stream, address, *hello, &mut events);
+                self.note_deaths(&events);
+                self.events.extend(events);
+                self.drain_events();
+                return self.welcome(attachment, &held, round_trip);
             }
             LinkNews::Reports(reports) => {
                 if let Some(worker) = self.fleet.worker_of(link) {
@@ -52,19 +57,13 @@ impl Driver {
         self.drain_events();
     }
 
-    fn attached(
+    /// What the scheduler and the job are told of a stream that was attached.
+    fn welcome(
         &mut self,
-        link: LinkId,
-        stream: StreamId,
-        hello: WorkerHello,
+        attachment: Option<Attachment>,
         held: &[HeldAttempt],
         round_trip: std::time::Duration,
     ) {
-        let mut events = Vec::new();
-        let attachment = self.fleet.attached(link, stream, hello, &mut events);
-        self.note_deaths(&events);
-        self.events.extend(events);
-        self.drain_events();
         match attachment {
             None => {}
             Some(Attachment::New(worker)) => {

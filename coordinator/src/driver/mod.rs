@@ -12,7 +12,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,7 +62,10 @@ pub(crate) fn run(plan: Plan, spawner: Option<Spawner>) -> Result<Outcome, MapEr
         .enable_all()
         .build()
         .map_err(MapError::Start)?;
-    runtime.block_on(drive(plan, spawner))
+    let outcome = runtime.block_on(drive(plan, spawner));
+    // A name or a file that is still being looked up is not waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn drive(plan: Plan, spawner: Option<Spawner>) -> Result<Outcome, MapError> {
@@ -109,6 +112,8 @@ struct Attempt {
 struct Said {
     start: bool,
     waiting: bool,
+    /// What was wrong with each source.
+    troubles: BTreeMap<String, String>,
 }
 
 struct Signals {
@@ -366,8 +371,12 @@ impl Driver {
 
     /// A source names other places than before: a worker that nobody names any more gets no new work.
     fn suggested(&mut self, suggestion: Suggestion) {
+        let former = self.said.troubles.remove(&suggestion.source);
         if let Some(trouble) = &suggestion.trouble {
-            self.notices.say(&format!("{}: {trouble}", suggestion.source));
+            if former.as_ref() != Some(trouble) {
+                self.notices.say(&format!("{}: {trouble}", suggestion.source));
+            }
+            self.said.troubles.insert(suggestion.source.clone(), trouble.clone());
         }
         for (worker, credit) in self.fleet.follow(suggestion) {
             let Credit { slots, queue } = credit;

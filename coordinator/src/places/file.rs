@@ -28,12 +28,16 @@ impl Source for Watched {
     }
 
     async fn watch(self: Box<Self>, suggestions: mpsc::Sender<Suggestion>) {
-        let mut last = None;
+        let mut last: Option<Suggestion> = None;
         loop {
             let watched = self.clone();
             // A file on a network may hang: it is read where that blocks nobody.
             let now = tokio::task::spawn_blocking(move || watched.read()).await;
-            let Ok(now) = now else { return };
+            let Ok((mut now, is_certain)) = now else { return };
+            if !is_certain {
+                // It may be readable again in a moment, as a disk on a network is.
+                now.places = last.as_ref().map(|last| last.places.clone()).unwrap_or_default();
+            }
             if last.as_ref() != Some(&now) {
                 last = Some(now.clone());
                 if suggestions.send(now).await.is_err() {
@@ -46,17 +50,18 @@ impl Source for Watched {
 }
 
 impl Watched {
-    fn read(&self) -> Suggestion {
+    /// What it names, and whether that is certain: a file that is not there names nobody, of one
+    /// that cannot be read nobody knows.
+    fn read(&self) -> (Suggestion, bool) {
         let source = self.name.clone();
         match read_texts(&self.path) {
-            Ok(texts) => parse(source, &texts),
-            Err(error) => Suggestion {
-                source,
-                places: Vec::new(),
-                hints: false,
-                unused: Vec::new(),
-                trouble: Some(error.to_string()),
-            },
+            Ok(texts) => (parse(source, &texts), true),
+            Err(error) => {
+                let is_certain = error.kind() == io::ErrorKind::NotFound;
+                let trouble = Some(error.to_string());
+                let (places, unused) = (Vec::new(), Vec::new());
+                (Suggestion { source, places, hints: false, unused, trouble }, is_certain)
+            }
         }
     }
 }
@@ -119,7 +124,10 @@ mod tests {
         std::fs::write(dir.path().join("a"), "ann:1\n").unwrap();
         std::fs::write(dir.path().join(".tmp"), "half writ").unwrap();
         let watched = |path| Watched { name: "d".to_owned(), path };
-        assert_eq!(addresses(&watched(dir.path().to_owned()).read()), ["ann:1", "bob:7433"]);
-        assert!(watched(dir.path().join("none")).read().trouble.is_some());
+        assert_eq!(addresses(&watched(dir.path().to_owned()).read().0), ["ann:1", "bob:7433"]);
+        let (none, is_certain) = watched(dir.path().join("none")).read();
+        assert!(none.trouble.is_some() && is_certain);
+        let (file, is_certain) = watched(dir.path().join("a/b")).read();
+        assert!(file.trouble.is_some() && !is_certain);
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use widemap_cluster::Identity;
 use widemap_cluster::mdns::{Browser, Heard, Instance, Service};
-use widemap_common::limits::UNUSED_SHOWN;
+use widemap_common::limits::{HINTED_ADDRESSES_MAX, UNUSED_SHOWN};
 use widemap_proto::VERSION;
 
 use super::{Place, Source, Suggestion, Unused};
@@ -101,7 +101,8 @@ impl Mdns {
     /// Whether a worker that is announced is worth dialling.
     fn judge(&self, instance: &Instance) -> Result<Place, Unused> {
         let Instance { announcement, port, addresses, .. } = instance;
-        let addresses = addresses.iter().map(|&ip| SocketAddr::new(ip, *port).to_string());
+        let addresses = addresses.iter().take(HINTED_ADDRESSES_MAX);
+        let addresses = addresses.map(|&ip| SocketAddr::new(ip, *port).to_string());
         let place =
             Place { addresses: addresses.collect(), incarnation: Some(announcement.incarnation) };
         let why = match (&self.identity, announcement.cluster) {

@@ -41,9 +41,9 @@ pub(crate) struct Trust(pub(crate) Option<Arc<ClientConfig>>);
 /// Why a worker could not be reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DialError {
-    /// Nobody listens there: proof that no worker lives at the address.
+    /// Nobody listens at these addresses: proof that no worker lives there.
     #[error("connection refused (is widemap-worker running there?)")]
-    Refused,
+    Refused(Vec<String>),
     /// The host did not answer in time.
     #[error("no answer within {0:?} (is the host up, does a firewall drop the port?)")]
     TimedOut(Duration),
@@ -96,6 +96,8 @@ pub(super) type Secured<S> = Either<S, Box<TlsStream<S>>>;
 pub(crate) struct Line {
     /// What calls go through.
     pub(crate) channel: Channel,
+    /// Where it leads, as an address and not as a name.
+    pub(crate) address: String,
     /// What its bytes have shown to be wrong with it, if something is.
     pub(crate) fault: Arc<OnceLock<DialError>>,
 }
@@ -131,9 +133,9 @@ impl Dial {
             }
             Self::Embedded(end) => {
                 let end = end.lock().expect("no holder of this lock panics").take();
-                let end = end.ok_or(DialError::Refused)?;
+                let end = end.ok_or_else(|| DialError::Refused(vec![HERE.to_owned()]))?;
                 let channel = over(sized(Endpoint::from_static("http://embedded")), end).await?;
-                Ok(Line { channel, fault: Arc::default() })
+                Ok(Line { channel, address: HERE.to_owned(), fault: Arc::default() })
             }
         }
     }
@@ -145,7 +147,7 @@ async fn connect_tcp(
     timers: &Timers,
 ) -> Result<Line, DialError> {
     let fault = Arc::new(OnceLock::new());
-    let (address, stream) = tcp::race(addresses, trust).await?;
+    let tcp::Winner { address, reached, stream } = tcp::race(addresses, trust).await?;
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| DialError::Other(error.to_string()))?
         .http2_keep_alive_interval(Duration::from_millis(timers.keepalive_ms))
@@ -159,7 +161,7 @@ async fn connect_tcp(
             over(sized(endpoint), Observed::encrypted(stream, address, fault.clone())).await?
         }
     };
-    Ok(Line { channel, fault })
+    Ok(Line { channel, address: reached, fault })
 }
 
 impl Trust {

@@ -28,6 +28,9 @@ pub(crate) const GOODBYE: Duration = Duration::from_millis(500);
 /// network one part of its output takes long to come.
 const SILENCE_KEEPALIVES: u32 = 10;
 
+/// Before a place is looked at again whose worker cannot be used.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
 /// One address that the coordinator keeps a connection to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct LinkId(pub(crate) u32);
@@ -47,6 +50,8 @@ pub(crate) enum LinkNews {
     /// A worker answered: a stream is attached.
     Attached {
         stream: StreamId,
+        /// Where it was reached: of several addresses, or those of a name, the one.
+        address: String,
         hello: Box<WorkerHello>,
         held: Vec<HeldAttempt>,
         round_trip: Duration,
@@ -61,7 +66,7 @@ pub(crate) enum LinkNews {
     Cut { reason: String, ended: bool },
     /// There is no connection, and why.
     Unreachable { error: DialError },
-    /// The peer answers but is not to be used; the link has ended.
+    /// The peer answers but is not to be used.
     Refused { reason: String },
 }
 
@@ -139,8 +144,9 @@ impl Runner {
     /// Dials again and again, until goodbye is said.
     async fn run(&self) {
         let mut rng = fastrand::Rng::new();
-        let mut failures = 0;
+        let (mut failures, mut refusal) = (0, None);
         loop {
+            let mut attached = false;
             let dialled = tokio::select! {
                 dialled = self.dial.connect(&self.trust, &self.timers) => dialled,
                 () = self.goodbye.cancelled() => return,
@@ -149,12 +155,23 @@ impl Runner {
                 Err(error) => {
                     self.tell(LinkNews::Unreachable { error }).await;
                 }
-                Ok(line) => match self.carry_over(line, &mut failures).await {
+                Ok(line) => match self.carry_over(line, &mut failures, &mut attached).await {
                     StreamEnd::Fault(error) => {
                         self.tell(LinkNews::Unreachable { error }).await;
                     }
-                    StreamEnd::Refused(reason) => {
+                    StreamEnd::Refused(reason) if attached => {
                         return self.tell(LinkNews::Refused { reason }).await;
+                    }
+                    StreamEnd::Refused(reason) => {
+                        // Whoever reads why may mend it: the place is looked at again, now and then.
+                        if refusal.as_ref() != Some(&reason) {
+                            self.tell(LinkNews::Refused { reason: reason.clone() }).await;
+                        }
+                        refusal = Some(reason);
+                        tokio::select! {
+                            () = tokio::time::sleep(REFUSED_PAUSE) => {}
+                            () = self.goodbye.cancelled() => return,
+                        }
                     }
                     StreamEnd::Cut(reason) => {
                         self.tell(LinkNews::Cut { reason, ended: false }).await;
@@ -181,16 +198,21 @@ impl Runner {
     }
 
     /// Carries one stream until it ends; a fault of the connection is the cause of whatever ended it.
-    async fn carry_over(&self, line: Line, failures: &mut u32) -> StreamEnd {
-        let end = self.carry(line.channel, failures).await;
-        match (end, line.fault.get()) {
+    async fn carry_over(&self, line: Line, failures: &mut u32, attached: &mut bool) -> StreamEnd {
+        let fault = line.fault.clone();
+        let end = self.carry(line, failures, attached).await;
+        match (end, fault.get()) {
+            // A worker that was there is cut off, whatever the reason.
+            (StreamEnd::Cut(_) | StreamEnd::Ended, Some(fault)) if *attached => {
+                StreamEnd::Cut(fault.to_string())
+            }
             (StreamEnd::Cut(_) | StreamEnd::Ended, Some(fault)) => StreamEnd::Fault(fault.clone()),
             (end, _) => end,
         }
     }
 
     /// Carries one stream until it ends.
-    async fn carry(&self, channel: tonic::transport::Channel, failures: &mut u32) -> StreamEnd {
+    async fn carry(&self, line: Line, failures: &mut u32, attached: &mut bool) -> StreamEnd {
         let stream = self.outbox.begin_stream();
         let (orders, queue) = mpsc::channel(STREAM_QUEUE);
         let begun = Instant::now();
@@ -198,7 +220,7 @@ impl Runner {
         if orders.send(greeting.into()).await.is_err() {
             return StreamEnd::Cut("the stream ended at once".to_owned());
         }
-        let mut client = WorkerClient::new(channel);
+        let mut client = WorkerClient::new(line.channel);
         let limit = Duration::from_millis(self.timers.connect_ms);
         let opening = async {
             let mut reports = client.session(ReceiverStream::new(queue)).await?.into_inner();
@@ -224,7 +246,9 @@ impl Runner {
         }
         let round_trip = begun.elapsed();
         let (hello, held) = (greeting.hello, greeting.held);
-        self.tell(LinkNews::Attached { stream, hello, held, round_trip }).await;
+        *attached = true;
+        let address = line.address;
+        self.tell(LinkNews::Attached { stream, address, hello, held, round_trip }).await;
         self.deliver(greeting.rest, begun).await;
         let end = tokio::select! {
             end = self.read(&mut reports, begun) => end,

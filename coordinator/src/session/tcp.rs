@@ -1,9 +1,21 @@
 //! A proved connection to one of several addresses, which are tried side by side: one that answers and
 //! cannot prove itself keeps no other from being used. In a simulated network, there.
 
+use super::dial::Secured;
+
+/// The connection that was proved first.
+pub(super) struct Winner<S> {
+    /// The address, of those that were given, that it leads to.
+    pub(super) address: String,
+    /// The same, resolved.
+    pub(super) reached: String,
+    pub(super) stream: Secured<S>,
+}
+
 #[cfg(not(test))]
 mod real {
     use std::io;
+    use std::net::SocketAddr;
     use std::time::Duration;
 
     use tokio::net::TcpStream;
@@ -11,17 +23,19 @@ mod real {
     use widemap_common::limits::ADDRESSES_MAX;
 
     use crate::session::DialError;
-    use crate::session::dial::{Secured, Trust};
+    use crate::session::dial::Trust;
+
+    use super::Winner;
 
     /// Between the starts of two attempts: the better address, which comes first, gets a lead
     /// (RFC 8305, section 5, has 250 ms for the wide Internet).
     const LEAD: Duration = Duration::from_millis(100);
 
-    /// The first connection that is proved, and the address, of those that were given, that it leads to.
+    /// The first connection that is proved.
     pub(crate) async fn race(
         addresses: &[String],
         trust: &Trust,
-    ) -> Result<(String, Secured<TcpStream>), DialError> {
+    ) -> Result<Winner<TcpStream>, DialError> {
         let mut attempts = JoinSet::new();
         let mut fault: Option<DialError> = None;
         let mut started = 0;
@@ -34,11 +48,12 @@ mod real {
                         started += 1;
                         attempts.spawn(async move {
                             tokio::time::sleep(lead).await;
-                            let stream = TcpStream::connect(socket).await.map_err(explain)?;
+                            let stream = TcpStream::connect(socket).await;
+                            let stream = stream.map_err(|error| explain(&error, socket))?;
                             // Small messages must not wait for each other; where it fails they only do.
                             let _ = stream.set_nodelay(true);
-                            let secured = trust.secure(&address, stream).await?;
-                            Ok((address, secured))
+                            let stream = trust.secure(&address, stream).await?;
+                            Ok(Winner { address, reached: socket.to_string(), stream })
                         });
                     }
                 }
@@ -60,9 +75,13 @@ mod real {
 
     /// Refused is a proof that nobody lives there, if all addresses say so.
     fn worse(former: Option<DialError>, error: DialError) -> DialError {
-        match former {
-            Some(former) if error == DialError::Refused => former,
-            _ => error,
+        match (former, error) {
+            (Some(DialError::Refused(mut at)), DialError::Refused(more)) => {
+                at.extend(more);
+                DialError::Refused(at)
+            }
+            (Some(former), DialError::Refused(_)) => former,
+            (_, error) => error,
         }
     }
 
@@ -70,10 +89,9 @@ mod real {
         LEAD * u32::try_from(started).unwrap_or(u32::MAX)
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "an error is mapped by it")]
-    fn explain(error: io::Error) -> DialError {
+    fn explain(error: &io::Error, socket: SocketAddr) -> DialError {
         match error.kind() {
-            io::ErrorKind::ConnectionRefused => DialError::Refused,
+            io::ErrorKind::ConnectionRefused => DialError::Refused(vec![socket.to_string()]),
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
                 DialError::NoRoute
             }
@@ -89,12 +107,15 @@ pub(super) use real::race;
 pub(super) async fn race(
     addresses: &[String],
     trust: &super::dial::Trust,
-) -> Result<(String, super::dial::Secured<turmoil::net::TcpStream>), super::DialError> {
-    let address = addresses.first().ok_or(super::DialError::NoRoute)?;
+) -> Result<Winner<turmoil::net::TcpStream>, super::DialError> {
+    let address = addresses.first().ok_or(super::DialError::NoRoute)?.clone();
     match turmoil::net::TcpStream::connect(address.as_str()).await {
-        Ok(stream) => Ok((address.clone(), trust.secure(address, stream).await?)),
+        Ok(stream) => {
+            let stream = trust.secure(&address, stream).await?;
+            Ok(Winner { reached: address.clone(), address, stream })
+        }
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Err(super::DialError::Refused)
+            Err(super::DialError::Refused(vec![address]))
         }
         Err(error) => Err(super::DialError::Other(error.to_string())),
     }

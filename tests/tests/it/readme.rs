@@ -112,7 +112,7 @@ fn several_hosts_are_a_cluster_in_four_commands() {
         std::fs::write(&path, format!("#!/bin/sh\nset -e\n{line}\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     };
-    program("ssh", &format!("shift; exec {} \"$@\"", words.join(" ")));
+    program("ssh", &format!("test \"$1\" = -n; shift 2; exec {} \"$@\"", words.join(" ")));
     program("scp", &format!("exec cp -rp \"$2\" {}/\"${{3#*:}}\"", home.display()));
     let blocks = blocks();
     let block = blocks.iter().find(|block| block.contains("ssh ")).unwrap();

@@ -25,6 +25,7 @@ pub(super) struct Hints {
     waiting: VecDeque<Hint>,
     resting: VecDeque<Hint>,
     round: Option<Time>,
+    random: fastrand::Rng,
 }
 
 impl Hints {
@@ -39,9 +40,15 @@ impl Hints {
         self.waiting.extend(untried.map(|place| Hint { source: source.to_owned(), place }));
     }
 
-    /// The next one to dial.
+    /// One more.
+    pub(super) fn put(&mut self, hint: Hint) {
+        self.waiting.push_back(hint);
+    }
+
+    /// The next one to dial: any of them, so that nobody comes first by how it calls itself.
     pub(super) fn next(&mut self) -> Option<Hint> {
-        self.waiting.pop_front()
+        let place = self.random.usize(..self.waiting.len().max(1));
+        self.waiting.swap_remove_back(place)
     }
 
     /// Whether one that does not answer should make way.
@@ -83,7 +90,10 @@ mod tests {
     }
 
     fn addresses(hints: &mut Hints) -> Vec<String> {
-        std::iter::from_fn(|| hints.next()).map(|hint| hint.place.addresses[0].clone()).collect()
+        let next = std::iter::from_fn(|| hints.next());
+        let mut addresses: Vec<_> = next.map(|hint| hint.place.addresses[0].clone()).collect();
+        addresses.sort();
+        addresses
     }
 
     #[test]
@@ -91,15 +101,17 @@ mod tests {
         let mut hints = Hints::default();
         hints.replace("mDNS", vec![place("a"), place("b")]);
         let first = hints.next().unwrap();
+        let tried = first.place.addresses[0].clone();
         hints.rest(Time::ZERO, first);
         hints.replace("mDNS", vec![place("a"), place("b"), place("c")]);
         assert_eq!(hints.len(), 3);
-        assert_eq!(addresses(&mut hints), ["b", "c"]);
+        let others: Vec<_> = ["a", "b", "c"].into_iter().filter(|name| *name != tried).collect();
+        assert_eq!(addresses(&mut hints), others);
         hints.wake(Time::ZERO + ROUND / 2);
         assert_eq!(addresses(&mut hints), [""; 0]);
         assert_eq!(hints.deadline(), Some(Time::ZERO + ROUND));
         hints.wake(Time::ZERO + ROUND);
-        assert_eq!(addresses(&mut hints), ["a"]);
+        assert_eq!(addresses(&mut hints), [tried]);
         assert_eq!(hints.deadline(), None);
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct Fleet {
 
 struct LinkState {
     place: Place,
+    /// Where the last stream that was attached has led.
+    reached: Option<String>,
     embedded: bool,
     named: Named,
     link: Link,
@@ -50,6 +52,8 @@ struct Echo {
     named: Named,
     worker: WorkerId,
     status: LinkStatus,
+    /// Whether the worker was reached there, or somebody only says so.
+    proved: bool,
 }
 
 /// What is known of an address.
@@ -107,7 +111,11 @@ pub(crate) enum WorkerState {
     Dead,
 }
 
+/// The link of a worker whose place leads elsewhere now.
+const NO_LINK: LinkId = LinkId(0);
+
 /// What became of a stream that was attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attachment {
     /// A worker that was not known, or not any more.
     New(WorkerId),
@@ -145,20 +153,35 @@ impl Fleet {
     }
 
     fn start_link(&mut self, place: Place, dial: Dial, named: Named) {
+        self.join_ended();
         let id = LinkId(self.next_link);
         self.next_link += 1;
         let embedded = matches!(dial, Dial::Embedded(_));
         let (greeting, events) = (self.greeting.clone(), self.events.clone());
         let link = session::spawn(&mut self.tasks, id, dial, greeting, events);
         let status = LinkStatus::Dialling;
-        self.links.insert(id, LinkState { place, embedded, named, link, status });
+        let state = LinkState { place, reached: None, embedded, named, link, status };
+        self.links.insert(id, state);
+    }
+
+    /// Takes leave of tasks that have ended; a panic in one of them comes out here.
+    fn join_ended(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
     }
 
     /// A stream was attached: says whose, and what the scheduler must hear first.
     pub(crate) fn attached(
         &mut self,
+        now: Time,
         link: LinkId,
         stream: StreamId,
+        address: String,
         hello: WorkerHello,
         events: &mut Vec<Event>,
     ) -> Option<Attachment> {
@@ -168,11 +191,18 @@ impl Fleet {
         }
         let known = self.by_incarnation(hello.incarnation);
         let former = self.worker_of(link);
+        let there_before = self.links.get(&link)?.reached.clone();
         if let Some(former) = former.filter(|&former| Some(former) != known) {
-            // Another life at the same address: the former is proved dead.
-            self.bury(former, DeathProof::Proved, events);
+            if there_before.as_ref() == Some(&address) {
+                // Another life at the same address: the former is proved dead.
+                self.bury(former, DeathProof::Proved, events);
+            } else {
+                // The place has several: what lives at the other one nobody knows.
+                self.lose_sight(now, former, events);
+            }
         }
         let state = self.links.get_mut(&link)?;
+        state.reached = Some(address);
         state.link.outbox.open_stream();
         let Some(worker) = known else {
             let worker = WorkerId(self.next_worker);
@@ -194,9 +224,21 @@ impl Fleet {
         {
             // One worker under two addresses is one worker: the newer stream has replaced the older.
             former.link.stop.cancel();
-            self.echo(former.place, former.named, worker);
+            self.echo(former.place, former.named, worker, true);
         }
         Some(Attachment::Back(worker))
+    }
+
+    /// A worker's place leads to another now: until its lease is over what it runs is its own.
+    fn lose_sight(&mut self, now: Time, worker: WorkerId, events: &mut Vec<Event>) {
+        let lease = Duration::from_millis(self.greeting.timers.lease_ms);
+        let Some(entry) = self.workers.get_mut(&worker) else { return };
+        entry.link = NO_LINK;
+        if entry.is_attached() {
+            entry.state = WorkerState::Cut { until: now + lease };
+            events.push(Event::WorkerCut { worker });
+        }
+        self.revive_echoes(worker);
     }
 
     /// A stream broke.
@@ -223,7 +265,10 @@ impl Fleet {
                 }
             }
             LinkStatus::Cut(..) => {}
-            _ => state.status = LinkStatus::Unreachable(DialError::Other(reason)),
+            _ => {
+                state.status = LinkStatus::Unreachable(DialError::Other(reason));
+                self.make_way(now, link);
+            }
         }
     }
 
@@ -236,14 +281,20 @@ impl Fleet {
         events: &mut Vec<Event>,
     ) {
         let former = self.worker_of(link);
-        let refused = error == DialError::Refused;
         // News of a link that was stopped may come late: its worker is served through another.
         let Some(state) = self.links.get_mut(&link) else { return };
-        if former.is_none() || refused {
+        let is_proof = match (&error, &state.reached) {
+            (DialError::Refused(at), Some(reached)) => at.contains(reached),
+            _ => false,
+        };
+        if former.is_none() || is_proof {
             state.status = LinkStatus::Unreachable(error);
         }
-        if let Some(worker) = former.filter(|_| refused) {
-            self.bury(worker, DeathProof::Proved, events);
+        match former {
+            Some(worker) if is_proof => self.bury(worker, DeathProof::Proved, events),
+            // Perhaps it can be reached at another of its places.
+            Some(worker) => self.revive_echoes(worker),
+            None => {}
         }
         self.make_way(now, link);
     }

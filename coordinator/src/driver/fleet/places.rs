@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use widemap_common::ids::WorkerId;
-use widemap_common::limits::{HINTED_LINKS_MAX, WORKERS_MAX};
+use widemap_common::ids::{Incarnation, WorkerId};
+use widemap_common::limits::{ECHOES_MAX, HINTED_LINKS_MAX, WORKERS_MAX};
 use widemap_common::time::Time;
 use widemap_proto::session::Credit;
 
@@ -51,7 +51,7 @@ impl Fleet {
         self.lapse(&source, hints, &places);
         let state = SourceState { heard: true, hints, places: places.len(), unused, trouble };
         self.sources.insert(source.clone(), state);
-        let unknown = self.adopt(&source, places);
+        let unknown = self.adopt(&source, hints, places);
         if hints {
             self.hints.replace(&source, unknown);
             self.try_hints();
@@ -76,7 +76,7 @@ impl Fleet {
             let lives = matches!(state.status, LinkStatus::Attached(_) | LinkStatus::Cut(..));
             (&state.place, &mut state.named, lives)
         });
-        let echoes = self.echoes.iter_mut().map(|echo| (&echo.place, &mut echo.named, true));
+        let echoes = self.echoes.iter_mut().map(|echo| (&echo.place, &mut echo.named, echo.proved));
         for (place, named, lives) in links.chain(echoes) {
             if is_current(place) || !named.contains_key(source) {
                 continue;
@@ -90,28 +90,55 @@ impl Fleet {
     }
 
     /// Notes the source with the places that have a link or lead to a worker that is attached;
-    /// returns the others.
-    fn adopt(&mut self, source: &str, places: Vec<Place>) -> Vec<Place> {
-        let addresses_of = |(&id, state): (&LinkId, &LinkState)| {
-            state.place.addresses.iter().map(|address| (address.clone(), id)).collect::<Vec<_>>()
-        };
-        let index: HashMap<String, LinkId> = self.links.iter().flat_map(addresses_of).collect();
+    /// returns the others. What is only heard may be a lie: it may not stand for a place that somebody
+    /// else names, nor lead to a worker that is attached already.
+    fn adopt(&mut self, source: &str, hints: bool, places: Vec<Place>) -> Vec<Place> {
+        let links = self.links.iter().map(|(&id, state)| (state.place.addresses.clone(), id));
+        let links: HashMap<Vec<String>, LinkId> = links.collect();
+        let taken = if hints { self.taken() } else { HashSet::new() };
         let mut unknown = Vec::new();
-        for place in places {
-            let link = place.addresses.iter().find_map(|address| index.get(address));
-            let state = link.and_then(|id| self.links.get_mut(id));
-            if let Some(state) = state.filter(|state| state.place.is_same(&place)) {
+        for mut place in places {
+            let link = links.get(&place.addresses).and_then(|id| self.links.get_mut(id));
+            if let Some(state) = link {
                 state.named.insert(source.to_owned(), Standing::Current);
-            } else if let Some(echo) = self.echoes.iter_mut().find(|e| e.place.is_same(&place)) {
+                continue;
+            }
+            let of_worker = place.incarnation.and_then(|i| self.attached_by_incarnation(i));
+            let is_same = |echo: &&mut Echo| {
+                echo.place.addresses == place.addresses
+                    && (echo.proved || Some(echo.worker) == of_worker)
+            };
+            if let Some(echo) = self.echoes.iter_mut().find(is_same) {
                 echo.named.insert(source.to_owned(), Standing::Current);
-            } else if let Some(worker) = place.incarnation.and_then(|i| self.by_incarnation(i)) {
-                // So it says. If that is a lie, nothing is lost: it is dialled when the worker is gone.
-                self.echo(place, named_by(source.to_owned()), worker);
-            } else {
+                continue;
+            }
+            if let Some(worker) = of_worker {
+                // So it says. It is dialled when that worker is gone.
+                self.echo(place, named_by(source.to_owned()), worker, false);
+                continue;
+            }
+            place.addresses.retain(|address| !taken.contains(address));
+            if !place.addresses.is_empty() {
                 unknown.push(place);
             }
         }
         unknown
+    }
+
+    /// Addresses through which workers are attached, or were before another address of theirs was.
+    fn taken(&self) -> HashSet<String> {
+        let attached = |state: &LinkState| match state.status {
+            LinkStatus::Attached(_) => state.reached.clone(),
+            _ => None,
+        };
+        let proved = self.echoes.iter().filter(|echo| echo.proved);
+        let proved = proved.flat_map(|echo| echo.place.addresses.iter().cloned());
+        self.links.values().filter_map(attached).chain(proved).collect()
+    }
+
+    fn attached_by_incarnation(&self, incarnation: Incarnation) -> Option<WorkerId> {
+        let worker = self.by_incarnation(incarnation)?;
+        self.workers.get(&worker)?.is_attached().then_some(worker)
     }
 
     /// Starts a link to a place.
@@ -160,35 +187,48 @@ impl Fleet {
     fn is_only_hinted(&self, link: LinkId) -> bool {
         let hints = |name: &String| self.sources.get(name).is_some_and(|state| state.hints);
         self.links.get(&link).is_some_and(|state| {
-            !matches!(state.status, LinkStatus::Attached(_) | LinkStatus::Cut(..))
-                && state.named.keys().all(hints)
+            let settled = matches!(
+                state.status,
+                LinkStatus::Attached(_) | LinkStatus::Cut(..) | LinkStatus::Refused(_)
+            );
+            !settled && state.named.keys().all(hints)
         })
     }
 
-    /// A place leads to a worker that is attached through another.
-    pub(super) fn echo(&mut self, place: Place, named: Named, worker: WorkerId) {
-        if self.echoes.len() < WORKERS_MAX {
-            self.echoes.push(Echo { place, named, worker, status: LinkStatus::Alias(worker) });
+    /// A place leads to a worker that is attached through another, or is said to.
+    pub(super) fn echo(&mut self, place: Place, named: Named, worker: WorkerId, proved: bool) {
+        let of_worker = self.echoes.iter().filter(|echo| echo.worker == worker).count();
+        if proved || of_worker < ECHOES_MAX {
+            let status = LinkStatus::Alias(worker);
+            self.echoes.push(Echo { place, named, worker, status, proved });
         }
     }
 
-    /// A worker is gone: its other places may lead to another one now.
+    /// A worker is gone, or cannot be reached: its other places may lead to it, or to another one now.
     pub(super) fn revive_echoes(&mut self, worker: WorkerId) {
         let (revived, kept): (Vec<_>, _) =
             std::mem::take(&mut self.echoes).into_iter().partition(|echo| echo.worker == worker);
         self.echoes = kept;
-        for Echo { place, named, .. } in revived {
-            let current = named.into_iter().filter(|(_, standing)| *standing == Standing::Current);
-            let current: Named = current.collect();
-            match self.links.values_mut().find(|state| state.place.is_same(&place)) {
-                Some(state) => state.named.extend(current),
-                None if current.is_empty() => {}
-                None => {
+        for Echo { place, mut named, .. } in revived {
+            named.retain(|_, standing| *standing == Standing::Current);
+            let same = |state: &&mut LinkState| state.place.addresses == place.addresses;
+            if let Some(state) = self.links.values_mut().find(same) {
+                state.named.extend(named);
+                continue;
+            }
+            let is_hint = |name: &String| self.sources.get(name).is_some_and(|state| state.hints);
+            match named.keys().next().cloned() {
+                None => {}
+                Some(source) if named.keys().all(is_hint) => {
+                    self.hints.put(Hint { source, place });
+                }
+                Some(_) => {
                     let dial = Dial::Addresses(place.addresses.clone());
-                    self.start_link(place, dial, current);
+                    self.start_link(place, dial, named);
                 }
             }
         }
+        self.try_hints();
     }
 
     /// Ends links that nobody names and through which no worker lives. Nothing is said there: a
@@ -211,7 +251,7 @@ impl Fleet {
             LinkStatus::Attached(worker) if !state.named.is_empty() => Some(worker),
             _ => None,
         };
-        let echoes = self.echoes.iter().filter(|echo| !echo.named.is_empty());
+        let echoes = self.echoes.iter().filter(|echo| echo.proved && !echo.named.is_empty());
         self.links.values().filter_map(through).chain(echoes.map(|echo| echo.worker)).collect()
     }
 
@@ -220,7 +260,10 @@ impl Fleet {
         let nothing = Credit { slots: 0, queue: 0 };
         let Some(entry) = self.workers.get(&worker) else { return nothing };
         let by_link = self.links.get(&entry.link).is_some_and(|state| !state.named.is_empty());
-        let by_echo = self.echoes.iter().any(|e| e.worker == worker && !e.named.is_empty());
+        let by_echo = self
+            .echoes
+            .iter()
+            .any(|echo| echo.proved && echo.worker == worker && !echo.named.is_empty());
         match by_link || by_echo {
             true => Credit { slots: self.slots(entry.credit.slots), ..entry.credit },
             false => nothing,
