@@ -3,6 +3,8 @@
 
 mod hints;
 mod places;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
