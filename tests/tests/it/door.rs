@@ -2,12 +2,10 @@
 //! serves.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;
 use widemap_cluster::{Identity, Role};
@@ -88,46 +86,39 @@ fn garbage_at_the_door_does_not_disturb_a_map() {
     println!("{}", ann.said());
 }
 
-/// So many connections at a time, from one address that is not the coordinator's.
+/// So many connections at a time, from one host that is not the coordinator's.
 const CROWD: usize = 10_000;
 
-/// Connections that say nothing; none of them is closed before the whole crowd is there.
-fn crowd(address: SocketAddr, count: usize) -> Vec<OwnedFd> {
-    let own: SocketAddr = "127.0.0.9:0".parse().unwrap();
-    let come = || {
-        // No worker that is started meanwhile has it too.
-        let (family, flags) = (AddressFamily::INET, SocketFlags::CLOEXEC);
-        let socket = socket_with(family, SocketType::STREAM, flags, None).unwrap();
-        bind(&socket, &own).unwrap();
-        connect(&socket, &address).map(|()| socket)
-    };
-    // One that is shown the door at once may be told so by a reset.
-    std::iter::repeat_with(come).take(count).filter_map(Result::ok).collect()
-}
-
 /// Scenario 43: ten thousand connections that say nothing, and a coordinator that is served meanwhile.
-fn a_crowd_keeps_nobody_out(trust_of_worker: &[&str], trust_of_map: &[&str]) {
+fn a_crowd_keeps_nobody_out(test: &str, trust: &[&str]) {
+    let Some(mut network) = Network::new(test) else { return };
+    let (home, strangers, host) = (network.host(), network.host(), network.host());
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: limit.maximum, ..limit };
     setrlimit(Resource::Nofile, wanted).unwrap();
     let crowd_size = limit.maximum.map_or(CROWD, |most| CROWD.min(most as usize - 1_000));
 
-    let timers = "handshake_ms=1000";
-    let options = [&["--listen", "127.0.0.1:0", "--timers", timers], trust_of_worker].concat();
-    let ann = WorkerProcess::start_with("ann", 1, &options);
+    let listen = host.worker_address();
+    let options = [&["--listen", &listen, "--timers", "handshake_ms=1000"], trust].concat();
+    let ann = WorkerProcess::spawn(host.inside(&worker("ann", 1, &options)));
+    let maps = || {
+        let options = [&["--worker", &listen], trust].concat();
+        let done = run(home.inside(&map(&[&options], &["echo"])), b"1\n").exits(0);
+        assert_eq!(done.text(), "1\n");
+    };
     let before = open_files(&ann);
-    let address: SocketAddr = ann.address().parse().unwrap();
     let begun = Instant::now();
     let mut files_max = 0;
+    // One that is shown the door at once may be told so by a reset.
+    let one = || TcpStream::connect(&listen);
+    let some = || std::iter::repeat_with(one).take(crowd_size / 4).flatten().collect();
+    let come = || -> Vec<TcpStream> { strangers.on(some) };
     let held = std::thread::scope(|scope| {
-        let come = || crowd(address, crowd_size / 4);
         let crowds = [(); 4].map(|()| scope.spawn(come));
         let (mut served, mut longest) = (0, Duration::ZERO);
         while !crowds.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             let asked = Instant::now();
-            let options = [&["--worker", ann.address()], trust_of_map].concat();
-            let done = run(map(&[&options], &["echo"]), b"1\n").exits(0);
-            assert_eq!(done.text(), "1\n");
+            maps();
             served += 1;
             longest = longest.max(asked.elapsed());
             // The crowd may take long to come: it is the time of one map that counts.
@@ -151,8 +142,7 @@ fn a_crowd_keeps_nobody_out(trust_of_worker: &[&str], trust_of_map: &[&str]) {
     let what = "those that said nothing are sent away, though they hold on";
     eventually_within(bound, what, || open_files(&ann), |&files| files < before + 8);
     drop(held);
-    let options = [&["--worker", ann.address()], trust_of_map].concat();
-    assert_eq!(run(map(&[&options], &["echo"]), b"1\n").exits(0).text(), "1\n");
+    maps();
     println!("{}", ann.said());
     let refusals = ann.said().lines().filter(|line| line.contains("refused")).count();
     assert!((1..=4).contains(&refusals), "{}", ann.said());
@@ -161,12 +151,14 @@ fn a_crowd_keeps_nobody_out(trust_of_worker: &[&str], trust_of_map: &[&str]) {
 #[test]
 fn a_crowd_at_a_door_with_a_key_keeps_nobody_out() {
     let key = Key::new();
-    a_crowd_keeps_nobody_out(&["--key", key.path()], &["--key", key.path()]);
+    let test = "a_crowd_at_a_door_with_a_key_keeps_nobody_out";
+    a_crowd_keeps_nobody_out(test, &["--key", key.path()]);
 }
 
 #[test]
 fn a_crowd_at_a_door_without_a_key_keeps_nobody_out() {
-    a_crowd_keeps_nobody_out(&[], &[]);
+    let test = "a_crowd_at_a_door_without_a_key_keeps_nobody_out";
+    a_crowd_keeps_nobody_out(test, &["--insecure"]);
 }
 
 /// Scenario 44: without a key a worker does not open a door to others, unless that is said in full.

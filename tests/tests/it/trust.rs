@@ -46,7 +46,8 @@ fn refusals(worker: &WorkerProcess) -> String {
 /// What both sides say, in the words of a snapshot.
 fn both_say(done: &Run, worker: &WorkerProcess) -> String {
     let port = worker.address().rsplit_once(':').unwrap().1;
-    let said: Vec<_> = done.stderr.lines().filter(|line| !line.contains("within")).collect();
+    let has_time = |line: &str| line.contains("within") || line.contains("speculative wins");
+    let said: Vec<_> = done.stderr.lines().filter(|line| !has_time(line)).collect();
     let said = format!("map: {}\nworker: {}\n", said.join("\n"), refusals(worker));
     said.replace(port, "PORT")
 }
