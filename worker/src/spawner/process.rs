@@ -49,8 +49,10 @@ pub(super) fn run(sockets: Vec<UnixStream>) -> io::Result<()> {
 
 /// Makes this process what it is to be, and returns a socket that is readable when a child ended.
 fn set_up() -> io::Result<UnixStream> {
-    // A process group of its own: Ctrl-C is for the worker, which tells us what to end.
-    rustix::process::setpgid(None, None)?;
+    // A session of its own, and a process group with it: Ctrl-C is for the worker, which tells us
+    // what to end, and the terminal that it was started from is no business of jobs. One that runs
+    // as another user could read there what its owner types, and type in that one's place.
+    rustix::process::setsid()?;
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
         // A handler that does nothing, since children would inherit that a signal is ignored.
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;

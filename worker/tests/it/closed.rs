@@ -92,3 +92,21 @@ async fn what_the_worker_is_told_stays_with_it() {
     let want = "WIDEMAP_ITEM=x\nWIDEMAP_LOG=mine\nWIDEMAP_SEQ=1\nWIDEMAP_SLOT=1\n";
     assert_eq!(text(&output), want);
 }
+
+#[tokio::test]
+async fn a_job_has_no_part_in_the_terminal_and_the_session_of_the_worker() {
+    let worker = WorkerProcess::start(&["--slots", "1"]);
+    let mut link = worker.link().await;
+    let script = "echo $$; cat /proc/$$/stat; if (exec < /dev/tty) 2> /dev/null; then echo open; \
+                  else echo closed; fi";
+    link.open_job(shell(script)).await;
+    let (output, done) = link.run(1, b"x\n").await;
+    let told: Vec<_> = text(&output).lines().collect();
+    let [pid, stat, terminal] = told[..] else { panic!("{told:?}: {done:?}") };
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // Behind the name: its state, its parent, its group, its session, its terminal.
+    let spawner = worker.spawner().to_string();
+    assert_eq!(fields[2], pid, "a group of its own, which a cancel ends: {stat}");
+    assert_eq!(fields[3], spawner, "the session of what starts it: {stat}");
+    assert_eq!((fields[4], terminal), ("0", "closed"), "{stat}");
+}
