@@ -2,12 +2,12 @@
 //!
 //! A connection without a key must begin like HTTP/2, one with a key must complete a TLS handshake,
 //! both within a few seconds. Of those that have not, only so many are kept: one more pushes out the
-//! oldest of the address that has most, so that a crowd from one place keeps nobody else out.
+//! oldest of the place that has most, so that a crowd from one place keeps nobody else out.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -42,6 +42,9 @@ const REST: Duration = Duration::from_millis(20);
 
 /// What a TLS record of a handshake begins with.
 const TLS_HANDSHAKE: u8 = 0x16;
+
+/// The bits of an IPv6 address that are its network's, a `/64`.
+const NETWORK_OF_IPV6: u128 = u128::MAX << 64;
 
 /// Who may come in, and how long that may take to show.
 pub(crate) struct Door {
@@ -173,15 +176,35 @@ impl Door {
         self.pending.push_back(Pending { address: address.ip(), task });
     }
 
-    /// Makes room: the oldest of the address that has most unproved connections goes.
+    /// Makes room for one more unproved connection.
     fn push_out(&mut self) {
-        let of = |address: IpAddr| self.pending.iter().filter(|p| p.address == address).count();
-        let crowd = self.pending.iter().map(|pending| pending.address).max_by_key(|&a| of(a));
-        let oldest = self.pending.iter().position(|pending| Some(pending.address) == crowd);
-        if let Some(pending) = oldest.and_then(|index| self.pending.remove(index)) {
+        let going = to_push_out(self.pending.iter().map(|pending| pending.address));
+        if let Some(pending) = going.and_then(|index| self.pending.remove(index)) {
             pending.task.abort();
             self.refusals.say(SocketAddr::new(pending.address, 0), &Refusal::TooSlow);
         }
+    }
+}
+
+/// Which of the connections goes whose addresses these are, the oldest first: the oldest of the place
+/// that has most. Among places with as many it is the oldest of all, which has had the most time; were
+/// it the newest, a crowd from many places would keep out whoever comes after it.
+fn to_push_out(addresses: impl Iterator<Item = IpAddr>) -> Option<usize> {
+    let places: Vec<_> = addresses.map(place_of).collect();
+    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+    for place in &places {
+        *counts.entry(*place).or_default() += 1;
+    }
+    let most = counts.values().copied().max()?;
+    places.iter().position(|place| counts[place] == most)
+}
+
+/// What stands for all addresses that one machine may have at will: of IPv6 the first 64 bits, which
+/// are its network's. An IPv4 address in the form of IPv6 is the IPv4 one.
+fn place_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & NETWORK_OF_IPV6)),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -336,5 +359,36 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pushed_out(addresses: &[&str]) -> Option<usize> {
+        to_push_out(addresses.iter().map(|address| address.parse().unwrap()))
+    }
+
+    #[test]
+    fn the_oldest_of_the_place_that_has_most_goes() {
+        assert_eq!(pushed_out(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.2"]), Some(1));
+        assert_eq!(pushed_out(&["10.0.0.1"]), Some(0));
+        assert_eq!(pushed_out(&[]), None);
+    }
+
+    #[test]
+    fn among_places_with_as_many_the_oldest_connection_goes() {
+        assert_eq!(pushed_out(&["10.0.0.3", "10.0.0.1", "10.0.0.2"]), Some(0));
+        let twice = ["10.0.0.9", "10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.2"];
+        assert_eq!(pushed_out(&twice), Some(1));
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_place_and_ipv4_addresses_are_not() {
+        let network = ["10.0.0.1", "2001:db8::1", "2001:db8:0:1::1", "2001:db8::ffff:0:0:2"];
+        assert_eq!(pushed_out(&network), Some(1));
+        let mapped = ["::ffff:10.0.0.1", "::ffff:10.0.0.2", "10.0.0.2", "::ffff:10.0.0.3"];
+        assert_eq!(pushed_out(&mapped), Some(1));
     }
 }
