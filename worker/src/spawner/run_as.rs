@@ -26,6 +26,12 @@ pub enum RunAsError {
         "--run-as {0}: there is no such user on this host (`getent passwd` lists them, `useradd --system {0}` makes one)"
     )]
     Unknown(String),
+    /// It is root, by whatever name.
+    #[error(
+        "--run-as {0}: that user is root itself, whom jobs are kept apart from: name another one \
+         (`useradd --system widemap` makes one), or start the worker without --run-as"
+    )]
+    Root(String),
     /// Users or groups cannot be looked up.
     #[error("--run-as {name}: cannot look up {what}: {errno}")]
     LookUp {
@@ -120,7 +126,7 @@ impl RunAs {
     /// Looks a user up, by name or by number.
     ///
     /// # Errors
-    /// [`RunAsError`] if there is none.
+    /// [`RunAsError`] if there is none, or it is root: nothing would be given up.
     pub fn find(name: &str) -> Result<Self, RunAsError> {
         let look_up = |what| move |errno| RunAsError::LookUp { name: name.to_owned(), what, errno };
         let mut user = User::from_name(name).map_err(look_up("the user"))?;
@@ -128,6 +134,9 @@ impl RunAs {
             user = User::from_uid(Uid::from_raw(number)).map_err(look_up("the user"))?;
         }
         let user = user.ok_or_else(|| RunAsError::Unknown(name.to_owned()))?;
+        if user.uid.is_root() {
+            return Err(RunAsError::Root(name.to_owned()));
+        }
         let groups = groups_of(&user).map_err(look_up("its groups"))?;
         Ok(Self { name: user.name, home: user.dir, uid: user.uid, gid: user.gid, groups })
     }
@@ -226,6 +235,14 @@ mod tests {
         let error = RunAs::find("no-such-user").unwrap_err();
         assert!(matches!(error, RunAsError::Unknown(_)));
         assert!(error.to_string().starts_with("--run-as no-such-user: there is no such user"));
+    }
+
+    #[test]
+    fn root_is_refused_by_name_and_by_number() {
+        for name in ["root", "0"] {
+            let error = RunAs::find(name).unwrap_err();
+            assert!(matches!(&error, RunAsError::Root(told) if told == name), "{error:?}");
+        }
     }
 
     #[test]

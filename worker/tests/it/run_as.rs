@@ -238,10 +238,13 @@ fn who_cannot_be_become_is_told_before_anything_runs() {
     let mut stranger = Command::new(env!("CARGO_BIN_EXE_widemap-worker"));
     stranger.args(["--run-as", "no-such-user"]);
     let mut not_root = command_of_nobody(directory.path());
-    not_root.args(["--run-as", "root"]);
+    not_root.args(["--run-as", "daemon"]);
+    let mut root = Command::new(env!("CARGO_BIN_EXE_widemap-worker"));
+    root.args(["--run-as", "root"]);
     for (command, want) in [
         (&mut stranger, "--run-as no-such-user: there is no such user on this host"),
-        (&mut not_root, "--run-as root: only root can run jobs as another user, and this is "),
+        (&mut not_root, "--run-as daemon: only root can run jobs as another user, and this is "),
+        (&mut root, "--run-as root: that user is root itself"),
     ] {
         let (told, status) = fails(command);
         assert!(told.contains(want), "{told}");
