@@ -279,6 +279,12 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
         let registration = directory
             .map(|directory| Registration::write(&directory, &name, address, &listener))
             .transpose()?;
+        if registration.is_some() && address.ip().is_loopback() {
+            say(&format!(
+                "WARNING: --register: {address} is this host's own: whoever reads the directory on \
+                 another host does not reach this worker by it (with a key, say --listen 0.0.0.0:7433)"
+            ));
+        }
         say_start(address, &options, identity.as_deref()).map_err(CliError::Announce)?;
         let config = worker_config(options, name, slots, identity);
         let worker = Worker::new(config, registry, spawner);

@@ -5,10 +5,12 @@
 //! reads half of it.
 
 use std::io::{self, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+
+use widemap_cluster::interfaces::{self, Interface, PassedOver};
 
 /// The digits that set a life of a worker apart from its others.
 const LIFE_DIGITS: usize = 16;
@@ -18,11 +20,6 @@ const FILE_MODE: u32 = 0o644;
 
 /// What is kept of a worker's and a host's name in the file's: a file's name has 255 bytes at the most.
 const NAME_BYTES_MAX: usize = 64;
-
-/// Names of network interfaces begin so that lead to containers and virtual machines on this host
-/// alone.
-const INNER_INTERFACES: [&str; 8] =
-    ["docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "lxc"];
 
 /// The file of a registered worker, removed when it is dropped.
 #[derive(Debug)]
@@ -52,12 +49,11 @@ pub(crate) enum RegisterError {
 /// What this host knows of itself.
 #[derive(Debug)]
 struct Here {
-    /// Its name.
+    /// Its name, which sets files apart. It is not dialled: that it leads here from here does not
+    /// mean that it leads anywhere from another host.
     name: String,
-    /// What its name leads to.
-    resolved: Vec<IpAddr>,
-    /// Its interfaces' names and addresses.
-    interfaces: Vec<(String, IpAddr)>,
+    /// Its interfaces.
+    interfaces: Vec<Interface>,
 }
 
 impl Registration {
@@ -167,15 +163,9 @@ impl Here {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         if !bound.ip().is_unspecified() {
             // It is known where to reach us: nobody need be asked.
-            return Ok(Self { name, resolved: Vec::new(), interfaces: Vec::new() });
+            return Ok(Self { name, interfaces: Vec::new() });
         }
-        let interfaces = if_addrs::get_if_addrs()?;
-        let interfaces = interfaces.into_iter().map(|one| (one.name.clone(), one.ip())).collect();
-        // A name that leads nowhere is not used.
-        let resolved = (name.as_str(), bound.port()).to_socket_addrs();
-        let resolved =
-            resolved.map_or_else(|_| Vec::new(), |all| all.map(|one| one.ip()).collect());
-        Ok(Self { name, resolved, interfaces })
+        Ok(Self { name, interfaces: interfaces::local()? })
     }
 
     /// Where others reach what listens on `bound`.
@@ -184,34 +174,25 @@ impl Here {
             return with_port(bound.ip(), bound.port());
         }
         let listened =
-            |ip: &IpAddr| if bound.is_ipv4() { ip.is_ipv4() } else { !only_v6 || ip.is_ipv6() };
-        let mine = |ip: &IpAddr| self.interfaces.iter().any(|(_, mine)| mine == ip);
-        let useful = |ip: &IpAddr| listened(ip) && may_be_reached(*ip);
-        // Not if it leads elsewhere too: some hosts have a loopback address of their own name.
-        let named = !self.resolved.is_empty()
-            && self.resolved.iter().all(|ip| useful(ip) && mine(ip))
-            && self.name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'));
-        if named {
-            return Some(format!("{}:{}", self.name, bound.port()));
-        }
-        let outer = |name: &str| !INNER_INTERFACES.iter().any(|inner| name.starts_with(inner));
-        let mut addresses: Vec<_> = self
+            |ip: IpAddr| if bound.is_ipv4() { ip.is_ipv4() } else { !only_v6 || ip.is_ipv6() };
+        // In the order of the interfaces, those of a VPN last: where there is nothing else, the
+        // others are in it too.
+        let best = self
             .interfaces
             .iter()
-            .filter(|(name, ip)| outer(name) && useful(ip))
-            .map(|(_, ip)| *ip)
-            .collect();
-        // The order of the interfaces otherwise.
-        addresses.sort_by_key(IpAddr::is_ipv6);
-        with_port(*addresses.first()?, bound.port())
+            .filter(|interface| listened(interface.address) && may_be_reached(interface))
+            .min_by_key(|interface| (interface.point_to_point, interface.address.is_ipv6()))?;
+        with_port(best.address, bound.port())
     }
 }
 
-/// Whether an address can lead here from another host, said without an interface.
-fn may_be_reached(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => !(ip.is_loopback() || ip.is_link_local() || ip == Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(ip) => !(ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified()),
+/// Whether an interface can lead here from another host.
+fn may_be_reached(interface: &Interface) -> bool {
+    match interface.passed_over(&[]) {
+        None => true,
+        // It carries no announcement, but connections.
+        Some(PassedOver::PointToPoint) => interfaces::is_dialable(interface.address),
+        Some(_) => false,
     }
 }
 
@@ -227,14 +208,14 @@ fn with_port(ip: IpAddr, port: u16) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn here(resolved: &[&str], interfaces: &[(&str, &str)]) -> Here {
-        Here {
-            name: "ann".to_owned(),
-            resolved: resolved.iter().map(|ip| ip.parse().unwrap()).collect(),
-            interfaces: interfaces
-                .iter()
-                .map(|(name, ip)| ((*name).to_owned(), ip.parse().unwrap()))
-                .collect(),
+    fn interface(name: &str, address: &str) -> Interface {
+        Interface {
+            name: name.to_owned(),
+            index: 0,
+            address: address.parse().unwrap(),
+            prefix_bits: 24,
+            up: true,
+            point_to_point: name.starts_with("wg"),
         }
     }
 
@@ -242,30 +223,35 @@ mod tests {
     fn the_address_is_the_one_that_others_can_dial() {
         let lo = ("lo", "127.0.0.1");
         let eth = ("eth0", "10.0.0.7");
+        let second = ("eth1", "10.0.1.7");
         let six = ("eth0", "2001:db8::7");
         let bridge = ("docker0", "172.17.0.1");
+        let named_bridge = ("br-lan", "192.168.1.1");
         let link = ("eth0", "fe80::7");
-        // What is listened on, the host's name, its interfaces, what is dialled.
-        for (bound, resolved, interfaces, want) in [
-            ("10.0.0.9:7", vec![], vec![], Some("10.0.0.9:7")),
-            ("127.0.0.1:7", vec![], vec![], Some("127.0.0.1:7")),
-            ("[::1]:7", vec![], vec![], Some("[::1]:7")),
-            ("[fe80::7]:7", vec![], vec![], None),
-            ("0.0.0.0:7", vec!["10.0.0.7"], vec![lo, eth], Some("ann:7")),
-            // The name leads to this host alone, or to another one.
-            ("0.0.0.0:7", vec!["127.0.1.1"], vec![lo, bridge, eth], Some("10.0.0.7:7")),
-            ("0.0.0.0:7", vec!["10.0.0.8"], vec![lo, eth], Some("10.0.0.7:7")),
-            ("0.0.0.0:7", vec!["127.0.1.1", "10.0.0.7"], vec![lo, eth], Some("10.0.0.7:7")),
-            ("0.0.0.0:7", vec![], vec![lo, link, six, eth], Some("10.0.0.7:7")),
-            ("0.0.0.0:7", vec![], vec![lo, bridge, link, six], None),
-            ("[::]:7", vec![], vec![lo, link, six, eth], Some("10.0.0.7:7")),
-            ("[::]:7", vec![], vec![lo, link, six], Some("[2001:db8::7]:7")),
+        let vpn = ("wg0", "10.9.0.7");
+        // What is listened on, this host's interfaces, what is dialled.
+        for (bound, interfaces, want) in [
+            ("10.0.0.9:7", vec![], Some("10.0.0.9:7")),
+            ("127.0.0.1:7", vec![], Some("127.0.0.1:7")),
+            ("[::1]:7", vec![], Some("[::1]:7")),
+            ("[fe80::7]:7", vec![], None),
+            ("0.0.0.0:7", vec![lo, bridge, eth, second], Some("10.0.0.7:7")),
+            ("0.0.0.0:7", vec![lo, second, eth], Some("10.0.1.7:7")),
+            ("0.0.0.0:7", vec![lo, bridge, named_bridge], Some("192.168.1.1:7")),
+            ("0.0.0.0:7", vec![lo, vpn, eth], Some("10.0.0.7:7")),
+            ("0.0.0.0:7", vec![lo, vpn], Some("10.9.0.7:7")),
+            ("0.0.0.0:7", vec![lo, link, six, eth], Some("10.0.0.7:7")),
+            ("0.0.0.0:7", vec![lo, bridge, link, six], None),
+            ("[::]:7", vec![lo, link, six, eth], Some("10.0.0.7:7")),
+            ("[::]:7", vec![lo, link, six], Some("[2001:db8::7]:7")),
         ] {
-            let here = here(&resolved, &interfaces);
+            let interfaces = interfaces.iter().map(|(name, ip)| interface(name, ip)).collect();
+            let here = Here { name: "localhost".to_owned(), interfaces };
             let bound: SocketAddr = bound.parse().unwrap();
             assert_eq!(here.address_of(bound, false).as_deref(), want, "{bound} {here:?}");
         }
-        let both = here(&[], &[eth, six]);
+        let both = [eth, six].map(|(name, ip)| interface(name, ip)).to_vec();
+        let both = Here { name: "localhost".to_owned(), interfaces: both };
         let bound = "[::]:7".parse().unwrap();
         assert_eq!(both.address_of(bound, true).as_deref(), Some("[2001:db8::7]:7"));
     }

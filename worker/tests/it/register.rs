@@ -80,10 +80,28 @@ async fn a_worker_that_listens_everywhere_names_an_address_that_others_can_dial(
     let worker = WorkerProcess::start_in(&mut command);
     let listed = listed(directory.path());
     assert_eq!(listed.len(), 1, "{listed:?}");
-    let (host, port) = listed[0].rsplit_once(':').unwrap();
-    assert_eq!(port, worker.port.to_string());
-    assert!(!host.starts_with("127.") && host != "0.0.0.0" && !host.is_empty(), "{host}");
+    // An address, since a name need not lead here from elsewhere.
+    let address: std::net::SocketAddr = listed[0].parse().unwrap();
+    assert_eq!(address.port(), worker.port);
+    assert!(!address.ip().is_loopback() && !address.ip().is_unspecified(), "{address}");
     assert!(std::net::TcpStream::connect(&listed[0]).is_ok(), "{listed:?} is where it listens");
+}
+
+#[tokio::test]
+async fn a_worker_that_lists_a_loopback_address_warns() {
+    let directory = tempfile::tempdir().unwrap();
+    for (args, warns) in [
+        (vec!["--register", directory.path().to_str().unwrap()], true),
+        (vec!["--slots", "1"], false),
+    ] {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_widemap-worker"));
+        command.args(args).stderr(log.reopen().unwrap());
+        let worker = WorkerProcess::start_telling(&mut command);
+        let told = std::fs::read_to_string(log.path()).unwrap();
+        let want = format!("WARNING: --register: 127.0.0.1:{}", worker.port);
+        assert_eq!(told.contains(&want), warns, "{told}");
+    }
 }
 
 /// Whether this host has no address beyond itself, as in a network namespace.
