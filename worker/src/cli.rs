@@ -41,6 +41,11 @@ Run commands as another user, and remove their directories as that one: what sta
 good, before the worker serves. HOME, USER and LOGNAME are that user's. The worker has to be root. Functions that \
 are registered in the worker (builtin) run in it, as the user that it was started by: leave them out with --allow";
 
+const MDNS_INTERFACE: &str = "\
+Announce it over this interface alone; may be repeated
+
+[env: WIDEMAP_MDNS_INTERFACE]";
+
 /// Runs items for widemap coordinators that connect to it.
 #[derive(Debug, Parser)]
 #[command(
@@ -56,14 +61,15 @@ struct Options {
     /// Do not announce the worker on the local network
     #[arg(long, help_heading = "Where")]
     no_mdns: bool,
-    /// Announce it over this interface alone; may be repeated
+    // The variable is not for clap, to which it would be as good as the flag: one that is set for all
+    // of a host's workers must not make --no-mdns an error.
+    /// Announce it over this interface alone; may be repeated [env: WIDEMAP_MDNS_INTERFACE]
     #[arg(
         long,
         value_name = "NAME",
         help_heading = "Where",
+        long_help = MDNS_INTERFACE,
         conflicts_with = "no_mdns",
-        env = "WIDEMAP_MDNS_INTERFACE",
-        hide_env_values = true,
         value_delimiter = ','
     )]
     mdns_interface: Vec<String>,
@@ -270,10 +276,7 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
         let listener = TcpListener::bind(addresses.as_slice()).await.map_err(unbound)?;
         let address = listener.local_addr().map_err(unbound)?;
         let announced = is_announced(&options, &config, address);
-        let interfaces = match options.mdns_interface.is_empty() {
-            true => config.mdns_interface.clone(),
-            false => options.mdns_interface.clone(),
-        };
+        let interfaces = interfaces(&options, variable("WIDEMAP_MDNS_INTERFACE"), &config);
         let (patience, directory) = (options.drain_timeout, options.register.clone());
         let name = options.name.clone().unwrap_or_else(host_name);
         let registration = directory
@@ -331,6 +334,21 @@ fn log_format(options: &Options, config: &Config) -> Result<LogFormat, CliError>
 fn listen(options: &Options, has_identity: bool) -> String {
     let default = if has_identity { "0.0.0.0:7433" } else { "127.0.0.1:0" };
     options.listen.clone().unwrap_or_else(|| default.to_owned())
+}
+
+/// The only interfaces to announce the worker over, unless empty: those that flags name, or else a
+/// variable, or else the configuration file.
+fn interfaces(options: &Options, variable: Option<String>, config: &Config) -> Vec<String> {
+    let variable = variable.unwrap_or_default();
+    let named = variable.split([',', ' ']).filter(|part| !part.is_empty()).map(str::to_owned);
+    let levels = [options.mdns_interface.clone(), named.collect(), config.mdns_interface.clone()];
+    levels.into_iter().find(|names| !names.is_empty()).unwrap_or_default()
+}
+
+/// What a variable says; one that is empty says nothing.
+fn variable(name: &str) -> Option<String> {
+    let value = std::env::var_os(name)?.to_string_lossy().trim().to_owned();
+    (!value.is_empty()).then_some(value)
 }
 
 /// Nobody beyond this host can dial a worker on loopback.
@@ -527,6 +545,23 @@ mod tests {
     fn help_fits_a_screen() {
         let help = <Options as clap::CommandFactory>::command().term_width(100).render_help();
         insta::assert_snapshot!(help);
+    }
+
+    #[test]
+    fn a_flag_names_interfaces_before_a_variable_and_that_before_the_file() {
+        let config = Config { mdns_interface: vec!["eth9".to_owned()], ..Config::default() };
+        let found = |args: &[&str], variable: Option<&str>| {
+            let args = ["widemap-worker"].iter().chain(args);
+            let options = Options::try_parse_from(args).expect("the flags are good");
+            interfaces(&options, variable.map(str::to_owned), &config).join(" ")
+        };
+        let flags = ["--mdns-interface", "eth0,eth1", "--mdns-interface", "eth2"];
+        assert_eq!(found(&flags, Some("eth3")), "eth0 eth1 eth2");
+        assert_eq!(found(&[], Some("eth3, eth4 eth5")), "eth3 eth4 eth5");
+        assert_eq!(found(&[], Some(",")), "eth9");
+        assert_eq!(found(&[], None), "eth9");
+        let both = ["widemap-worker", "--no-mdns", "--mdns-interface", "eth0"];
+        assert!(Options::try_parse_from(both).is_err());
     }
 
     #[test]

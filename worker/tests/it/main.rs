@@ -7,6 +7,7 @@ mod closed;
 mod commands;
 #[cfg(target_os = "linux")]
 mod limits;
+mod mdns;
 mod register;
 #[cfg(target_os = "linux")]
 mod run_as;
