@@ -277,6 +277,7 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
         let address = listener.local_addr().map_err(unbound)?;
         let announced = is_announced(&options, &config, address);
         let interfaces = interfaces(&options, variable("WIDEMAP_MDNS_INTERFACE"), &config);
+        let is_asked_for = !options.mdns_interface.is_empty();
         let (patience, directory) = (options.drain_timeout, options.register.clone());
         let name = options.name.clone().unwrap_or_else(host_name);
         let registration = directory
@@ -292,13 +293,7 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
         let config = worker_config(options, name, slots, identity);
         let worker = Worker::new(config, registry, spawner);
         let announcer = match announced {
-            true => Some(Announcer::start(
-                Service::Worker,
-                &worker.announcement(),
-                address.port(),
-                address.ip(),
-                &interfaces,
-            )?),
+            true => announce(&worker, address, &interfaces, is_asked_for)?,
             false => None,
         };
         serve(worker, listener, Presence { announcer, registration }, patience).await
@@ -343,6 +338,27 @@ fn interfaces(options: &Options, variable: Option<String>, config: &Config) -> V
     let named = variable.split([',', ' ']).filter(|part| !part.is_empty()).map(str::to_owned);
     let levels = [options.mdns_interface.clone(), named.collect(), config.mdns_interface.clone()];
     levels.into_iter().find(|names| !names.is_empty()).unwrap_or_default()
+}
+
+/// Announces the worker. Where that cannot be done, those who name the worker reach it all the same:
+/// it is an error for somebody alone who has just asked for it, by a flag.
+fn announce(
+    worker: &Worker,
+    address: SocketAddr,
+    interfaces: &[String],
+    is_asked_for: bool,
+) -> Result<Option<Announcer>, CliError> {
+    let (announcement, listen) = (worker.announcement(), address.ip());
+    let started =
+        Announcer::start(Service::Worker, &announcement, address.port(), listen, interfaces);
+    match started.map_err(CliError::Mdns) {
+        Ok(announcer) => Ok(Some(announcer)),
+        Err(error) if is_asked_for => Err(error),
+        Err(error) => {
+            say(&format!("WARNING: {error}"));
+            Ok(None)
+        }
+    }
 }
 
 /// What a variable says; one that is empty says nothing.
