@@ -98,14 +98,15 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
                  another host does not reach this worker by it (with a key, say --listen 0.0.0.0:7433)"
             ));
         }
-        say_start(address, &options, identity.as_deref()).map_err(CliError::Announce)?;
-        let config = worker_config(options, name, slots, identity);
+        let insecure = options.insecure;
+        let config = worker_config(options, name, slots, identity.clone());
         let worker = Worker::new(config, registry, spawner);
         let announcer = match announced {
             true => announce(&worker, address, &interfaces, is_asked_for)?,
             false => None,
         };
-        serve(worker, listener, Presence { announcer, registration }, patience).await
+        let say_start = || say_start(address, insecure, identity.as_deref());
+        serve(worker, listener, Presence { announcer, registration }, patience, say_start).await
     })
 }
 
@@ -122,12 +123,14 @@ fn start_spawner(run_as: Option<&str>, slots: u32) -> Result<Spawner, CliError> 
     Ok(Spawner::start(slots)?)
 }
 
-/// Serves until a first signal has drained the worker, or a second one ends it at once.
+/// Serves until a first signal has drained the worker, or a second one ends it at once. Where it
+/// listens is said once it serves and signals are heard: whoever reads that may rely on both.
 async fn serve(
     worker: Worker,
     listener: TcpListener,
     mut presence: Presence,
     drain_timeout: Duration,
+    say_start: impl FnOnce() -> io::Result<()>,
 ) -> Result<u8, CliError> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
@@ -140,6 +143,16 @@ async fn serve(
         u8::try_from(number.as_raw_value()).unwrap_or_default()
     };
     let mut serving = pin!(worker.serve_listener(listener, shutdown.clone()));
+    let served = tokio::select! {
+        // The worker begins when it is polled first.
+        biased;
+        served = &mut serving => Some(served),
+        () = std::future::ready(()) => None,
+    };
+    if let Some(served) = served {
+        return served.map(|()| 0).map_err(CliError::Worker);
+    }
+    say_start().map_err(CliError::Announce)?;
     tokio::select! {
         served = &mut serving => {
             presence.end().await;

@@ -7,7 +7,6 @@ use widemap_cluster::Identity;
 use widemap_cluster::mdns::{Announcer, Service};
 
 use super::error::CliError;
-use super::options::Options;
 use super::say;
 use crate::register::Registration;
 use crate::worker::Worker;
@@ -56,7 +55,7 @@ pub(super) fn announce(
 /// Says where the worker listens, on standard output for programs and on standard error for people.
 pub(super) fn say_start(
     address: SocketAddr,
-    options: &Options,
+    insecure: bool,
     identity: Option<&Identity>,
 ) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
@@ -72,7 +71,7 @@ pub(super) fn say_start(
         None if !address.ip().is_loopback() => say(&format!(
             "WARNING: --insecure: whoever reaches {address} runs commands on this host as this user"
         )),
-        None if options.insecure => {
+        None if insecure => {
             say("WARNING: --insecure: every user of this host can run commands as this user");
         }
         None => {

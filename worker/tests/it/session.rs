@@ -437,3 +437,12 @@ async fn a_worker_whose_spawner_has_died_ends() {
     let status = tokio::time::timeout(PATIENCE, ended).await.expect("in time").unwrap();
     assert_eq!(status.code(), Some(1));
 }
+
+#[test]
+fn a_signal_is_heard_as_soon_as_it_is_said_where_a_worker_listens() {
+    for _ in 0..20 {
+        let mut worker = WorkerProcess::start(&["--slots", "1"]);
+        worker.signal(Signal::TERM);
+        assert_eq!(worker.wait().code(), Some(0), "it drains");
+    }
+}
