@@ -111,6 +111,7 @@ pub(crate) struct MapArgs {
 
     /// Worker deaths that one item may cause before it counts as the cause
     #[arg(long, value_name = "N", default_value_t = limits::CRASH_LIMIT, help_heading = HOW)]
+    #[arg(hide_short_help = true)]
     pub(crate) crash_limit: u32,
 
     /// Run stragglers a second time elsewhere: auto does so for builtin only
@@ -212,7 +213,7 @@ pub(crate) struct PlaceArgs {
 
     /// Look for them over this interface alone; may be repeated [env: WIDEMAP_MDNS_INTERFACE]
     #[arg(long, value_name = "NAME", help_heading = WHERE, value_delimiter = ',')]
-    #[arg(conflicts_with = "no_mdns")]
+    #[arg(conflicts_with = "no_mdns", hide_short_help = true)]
     pub(crate) mdns_interface: Vec<String>,
 
     /// N slots on this machine [env: WIDEMAP_LOCAL]

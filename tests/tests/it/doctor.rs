@@ -55,7 +55,9 @@ impl Pair {
     fn report(&self, run: &Run) -> String {
         let home = self.home.path().to_str().unwrap();
         let text = format!("{}{}status {}", run.text(), run.stderr, run.status);
-        let cluster = self.configured(widemap(&["key", "show"]));
+        let key = self.home.path().join("widemap/key");
+        let show = widemap(&["key", "show", "--key", key.to_str().unwrap()]);
+        let cluster = self.configured(show);
         let cluster = widemap_tests::run(cluster, b"");
         let mut text = text.replace(home, "[HOME]");
         if cluster.status == 0 {
