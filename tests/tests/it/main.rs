@@ -22,6 +22,7 @@ mod property;
 mod readers;
 mod readme;
 mod results;
+mod role;
 mod simulation;
 mod stragglers;
 mod support;
