@@ -129,7 +129,9 @@ impl Door {
     ) {
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
+                // One that was pushed out has its file open until its task has ended, so a crowd that
+                // comes faster than that waits before the door.
+                accepted = listener.accept(), if self.handshakes.len() <= HANDSHAKES_MAX => match accepted {
                     Ok((stream, address)) => self.begin(stream, address),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");

@@ -76,6 +76,8 @@ pub struct MergeLevel {
     pub spilled_bytes: u64,
     /// Whether nothing more should be run ahead: what the head brings is always taken.
     pub is_full: bool,
+    /// Whether some of it is on its way to the disk, so that room comes without the head.
+    pub is_clearing: bool,
 }
 
 /// Puts results in order. One for each job.
@@ -213,7 +215,8 @@ impl Merge {
     pub fn level(&self) -> MergeLevel {
         let memory_bytes = self.resident_bytes() + self.spill.memory_bytes();
         let is_full = memory_bytes >= self.memory_bytes_max;
-        MergeLevel { memory_bytes, spilled_bytes: self.spill.file_bytes(), is_full }
+        let (spilled_bytes, is_clearing) = (self.spill.file_bytes(), self.spill.is_writing());
+        MergeLevel { memory_bytes, spilled_bytes, is_full, is_clearing }
     }
 
     /// Why the disk takes nothing more, told once. Nothing is lost by it: what it did not take

@@ -174,6 +174,14 @@ impl Spill {
         }
     }
 
+    /// Whether some bytes are on their way to the file and will arrive, or fail to.
+    pub(super) fn is_writing(&self) -> bool {
+        self.open().is_some_and(|open| {
+            !open.shared.failed.load(Ordering::Acquire)
+                && open.shared.memory_bytes.load(Ordering::Acquire) > 0
+        })
+    }
+
     /// Bytes on their way to the file, which still are in memory.
     pub(super) fn memory_bytes(&self) -> u64 {
         self.open().map_or(0, |open| open.shared.memory_bytes.load(Ordering::Acquire))

@@ -130,9 +130,11 @@ impl Driver {
         }
     }
 
-    /// Grants each worker as much output as can be stored; where nothing more can, only the head.
+    /// Grants each worker as much output as can be stored; where nothing more can, only the head, and
+    /// that one too waits for a disk that is at work.
     pub(super) fn grant_output(&mut self) {
         let full = self.job.is_full();
+        let clearing = full && self.job.is_clearing();
         let heads = if full { self.job.head_attempts(&self.attempts) } else { Vec::new() };
         let attached: Vec<_> = self
             .fleet
@@ -147,7 +149,10 @@ impl Driver {
         for worker in attached {
             let Some(entry) = self.fleet.worker_mut(worker) else { continue };
             let head = heads.iter().find(|(of, ..)| *of == worker);
-            let urgent = head.map(|&(_, id, staged_bytes)| (id, staged_bytes + window));
+            let urgent = head.map(|&(_, id, staged_bytes)| match entry.urgent {
+                Some(granted) if clearing && granted.0 == id => granted,
+                _ => (id, staged_bytes + window),
+            });
             let wanted = entry.received_total + window;
             let due = !full && wanted - entry.granted_total.min(wanted) >= window / 2;
             if due {

@@ -380,6 +380,11 @@ impl Job {
         (full != std::mem::replace(&mut self.is_full, full)).then_some(full)
     }
 
+    /// Whether results are on their way to the disk, which makes room.
+    pub(super) fn is_clearing(&self) -> bool {
+        self.merge.level().is_clearing
+    }
+
     /// Whether nothing more can be stored but what the output waits for.
     pub(super) fn is_full(&self) -> bool {
         self.is_full

@@ -122,6 +122,8 @@ impl Coordinator {
     pub(super) fn grant_output(&mut self) {
         let mut open = self.jobs.iter().filter(|job| job.is_open()).peekable();
         let full = open.peek().is_some() && open.all(|job| job.is_full);
+        let clearing =
+            full && self.jobs.iter().any(|job| job.is_open() && job.results.level().is_clearing);
         let heads = if full { self.head_attempts() } else { Vec::new() };
         let workers = self.fleet.ids();
         let attached: Vec<_> =
@@ -132,8 +134,11 @@ impl Coordinator {
         let window = (reorder_bytes / 2 / attached.len().max(1) as u64).clamp(2 * least, most);
         for worker in attached {
             let head = heads.iter().find(|(of, ..)| *of == worker);
-            let urgent = head.map(|&(_, id, staged_bytes)| (id, staged_bytes + window));
             let member = self.fleet.member_mut(worker);
+            let urgent = head.map(|&(_, id, staged_bytes)| match member.urgent {
+                Some(granted) if clearing && granted.0 == id => granted,
+                _ => (id, staged_bytes + window),
+            });
             let wanted = member.received_total + window;
             let due = !full && wanted - member.granted_total.min(wanted) >= window / 2;
             if due {
