@@ -43,17 +43,21 @@ impl Scheduler {
         chunk: Key<Chunk>,
         worker: Key<Worker>,
     ) -> AttemptId {
-        let job = self.chunks[chunk].job;
-        let last = self.workers[worker].last;
-        let id = self.attempts.push(Attempt {
-            job,
-            chunk,
-            worker,
-            stage: Stage::Waiting,
-            asked_back: false,
-            previous: last,
-            next: None,
-        });
+        let id = self.attempts.push(self.sent_last(chunk, worker));
+        self.list_attempt(now, id);
+        id
+    }
+
+    /// An attempt at the end of the worker's list, which is not on it yet.
+    pub(crate) fn sent_last(&self, chunk: Key<Chunk>, worker: Key<Worker>) -> Attempt {
+        let (job, previous) = (self.chunks[chunk].job, self.workers[worker].last);
+        let (stage, asked_back, next) = (Stage::Waiting, false, None);
+        Attempt { job, chunk, worker, stage, asked_back, previous, next }
+    }
+
+    /// Puts an attempt at the end of its worker's list.
+    pub(crate) fn list_attempt(&mut self, now: Time, id: AttemptId) {
+        let Attempt { job, worker, previous: last, .. } = *self.attempt(id);
         if let Some(last) = last {
             self.attempt_mut(last).next = Some(id);
         }
@@ -69,7 +73,6 @@ impl Scheduler {
         self.start_waiting(now, worker);
         self.update_places(worker);
         self.reorder(job);
-        id
     }
 
     /// Takes an attempt off its worker's list; what waits there next starts.

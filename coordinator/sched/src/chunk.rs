@@ -89,21 +89,22 @@ impl Chunk {
 }
 
 impl Scheduler {
-    /// Adds a chunk behind all others of its job.
+    /// Adds a chunk of items that were not in any before: behind all others of its job, but for those
+    /// that were adopted.
     pub(crate) fn append_chunk(&mut self, job: Key<Job>, range: ItemRange) -> Key<Chunk> {
-        let last = self.jobs[job].last;
-        if let Some(last) = last {
-            assert!(self.chunks[last].range.end() <= range.first, "chunks are cut in order");
-        }
-        self.link_chunk(Chunk {
-            job,
-            range,
-            state: ChunkState::Ready,
-            runs: 0,
-            history: None,
-            previous: last,
-            next: None,
-        })
+        let state = &self.jobs[job];
+        let by_item = state.by_item.as_ref();
+        let next =
+            by_item.and_then(|chunks| chunks.range(range.first..).next()).map(|(_, &key)| key);
+        let previous = next.map_or(state.last, |next| self.chunks[next].previous);
+        let is_before = |key: Key<Chunk>| self.chunks[key].range.end() <= range.first;
+        let is_behind = |key: Key<Chunk>| range.end() <= self.chunks[key].range.first;
+        assert!(
+            previous.is_none_or(is_before) && next.is_none_or(is_behind),
+            "{range} is cut once"
+        );
+        let (state, runs, history) = (ChunkState::Ready, 0, None);
+        self.link_chunk(Chunk { job, range, state, runs, history, previous, next })
     }
 
     /// Adds a chunk right behind another, with a part of that one's items and its history.
@@ -130,7 +131,12 @@ impl Scheduler {
             Some(next) => self.chunks[next].previous = Some(key),
             None => self.jobs[job].last = Some(key),
         }
-        self.jobs[job].chunks += 1;
+        let first_item = self.chunks[key].range.first;
+        let job = &mut self.jobs[job];
+        if let Some(by_item) = &mut job.by_item {
+            by_item.insert(first_item, key);
+        }
+        job.chunks += 1;
         key
     }
 
@@ -148,6 +154,11 @@ impl Scheduler {
             None => self.jobs[chunk.job].last = chunk.previous,
         }
         let job = &mut self.jobs[chunk.job];
+        if let Some(by_item) = &mut job.by_item
+            && by_item.get(&chunk.range.first) == Some(&key)
+        {
+            by_item.remove(&chunk.range.first);
+        }
         job.chunks -= 1;
         if job.storage_full {
             self.reorder(chunk.job);

@@ -26,6 +26,13 @@ pub enum Event {
     CutEnded { job: JobId },
     /// The user gave the job up: everything of it is cancelled.
     JobCancelled { job: JobId },
+    /// Nothing more of the job is started, or it goes on. What runs is not disturbed; what waits on
+    /// workers is asked back.
+    JobPaused { job: JobId, paused: bool },
+    /// The worker has an attempt of a former epoch, at items that were never cut in this one: it goes
+    /// on as if it had been assigned. Comes after [`Event::WorkerUp`] of its worker, in the order in
+    /// which the worker has them.
+    Adopted { job: JobId, worker: WorkerId, attempt: AttemptId, range: ItemRange, bytes: u64 },
 
     /// A worker can be used.
     WorkerUp { worker: WorkerId, traits: WorkerTraits },

@@ -89,6 +89,9 @@ impl Scheduler {
     pub fn explain(&self, id: JobId) -> String {
         let Some(key) = self.job(id) else { return format!("{id} has ended, or never was.") };
         let job = &self.jobs[key];
+        if job.paused && job.in_flight == 0 {
+            return format!("{id} is paused: `widemap unpause` lets it go on.");
+        }
         let Some(head) = job.first else { return self.explain_no_chunk(job) };
         let range = self.chunks[head].range;
         let waits = format!("{id} waits for {range}");

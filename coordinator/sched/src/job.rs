@@ -1,7 +1,7 @@
 //! A job as the scheduler sees it, from its opening to its end.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use widemap_common::ids::{AttemptId, JobId};
 use widemap_common::limits::{COUNTS_KEPT, JOBS_PER_SESSION_MAX};
@@ -67,11 +67,15 @@ pub(crate) struct Job {
     pub(crate) block_wise: bool,
     pub(crate) sizing: Sizing,
     pub(crate) input: Input,
+    /// Whether nothing more is started, as its user wishes.
+    pub(crate) paused: bool,
     /// Whether accepted results cannot be stored any more: only the head goes on.
     pub(crate) storage_full: bool,
     /// The chunks that are not final, in the order of their items. The first is the head.
     pub(crate) first: Option<Key<Chunk>>,
     pub(crate) last: Option<Key<Chunk>>,
+    /// The same by their first item, from the first adoption on: then chunks are cut between others.
+    pub(crate) by_item: Option<BTreeMap<u64, Key<Chunk>>>,
     pub(crate) chunks: u64,
     /// Chunks that wait for a worker, by their first item.
     pub(crate) queue: BTreeSet<(u64, Key<Chunk>)>,
@@ -131,9 +135,11 @@ impl Scheduler {
                 cut_items: 0,
                 cut_bytes: 0,
             },
+            paused: false,
             storage_full: false,
             first: None,
             last: None,
+            by_item: None,
             chunks: 0,
             queue: BTreeSet::new(),
             suspects: BTreeSet::new(),
@@ -218,6 +224,9 @@ impl Scheduler {
 
     fn wants_worker(&self, key: Key<Job>) -> bool {
         let job = &self.jobs[key];
+        if job.paused {
+            return false;
+        }
         if job.storage_full {
             return job.first.is_some_and(|head| match self.chunks[head].state {
                 ChunkState::Ready => true,

@@ -5,6 +5,7 @@
 //! (`job.rs`) has a list of chunks that are not final (`chunk.rs`), a chunk has an attempt or two
 //! (`attempt.rs`), which are on a worker's list (`worker.rs`). What is final is forgotten at once.
 
+mod adopt;
 mod assign;
 mod attempt;
 mod chunk;

@@ -6,6 +6,7 @@ use widemap_common::backoff::Rng;
 use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
 use widemap_common::time::{Time, Timers};
 
+use crate::adopt::Adopted;
 use crate::attempt::Attempt;
 use crate::chunk::Chunk;
 use crate::event::{Action, Event};
@@ -92,6 +93,12 @@ impl Scheduler {
         }
     }
 
+    /// The same, which numbers its attempts from there on: smaller ids are of former epochs.
+    #[must_use]
+    pub fn numbering_from(config: SchedulerConfig, first: AttemptId) -> Self {
+        Self { attempts: Window::starting_at(first), ..Self::new(config) }
+    }
+
     /// Takes in what happened, and appends what is to be done about it. What is told of jobs,
     /// workers and attempts that are gone is late, and changes nothing.
     pub fn handle(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
@@ -148,6 +155,17 @@ impl Scheduler {
             Event::JobCancelled { job } => {
                 if let Some(job) = self.job(job) {
                     self.cancel_job(now, job, actions);
+                }
+            }
+            Event::JobPaused { job, paused } => {
+                if let Some(job) = self.job(job) {
+                    self.pause_job(job, paused, actions);
+                }
+            }
+            Event::Adopted { job, worker, attempt, range, bytes } => {
+                let worker = self.worker_keys.get(&worker).copied();
+                if let (Some(job), Some(worker)) = (self.job(job), worker) {
+                    self.adopt(now, job, worker, Adopted { attempt, range, bytes });
                 }
             }
             Event::Storage { job, full } => {
@@ -239,7 +257,8 @@ impl Scheduler {
             }
         }
         let chunk = self.append_chunk(job, range);
-        let worker = if self.jobs[job].storage_full { None } else { self.pick(chunk) };
+        let state = &self.jobs[job];
+        let worker = if state.storage_full || state.paused { None } else { self.pick(chunk) };
         match worker {
             Some(worker) => self.assign(now, chunk, worker, actions),
             None => self.enqueue(chunk),

@@ -46,7 +46,7 @@ impl Scheduler {
         let spent = state.counts.speculative * 100;
         let share = (state.counts.attempts * SPECULATIVE_PERCENT_MAX).max(100);
         let busy = state.rank.is_some() || state.storage_full || state.asked_back > 0;
-        if busy || spent + 100 > share || state.pool.idle() == 0 {
+        if busy || state.paused || spent + 100 > share || state.pool.idle() == 0 {
             return None;
         }
         state.sizing.straggling()?;

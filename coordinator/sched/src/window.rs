@@ -14,6 +14,8 @@ const WINDOW_MIN: usize = 1_024;
 /// Entries by an id that grows by one for each.
 #[derive(Debug)]
 pub(crate) struct Window<T> {
+    /// The first id that it draws, and the first that is in `recent`.
+    base: u64,
     first: u64,
     recent: VecDeque<Option<T>>,
     old: BTreeMap<u64, T>,
@@ -22,7 +24,25 @@ pub(crate) struct Window<T> {
 
 impl<T> Window<T> {
     pub(crate) fn new() -> Self {
-        Self { first: 0, recent: VecDeque::new(), old: BTreeMap::new(), living: 0 }
+        Self { base: 0, first: 0, recent: VecDeque::new(), old: BTreeMap::new(), living: 0 }
+    }
+
+    /// The ids below `first` were drawn by somebody else.
+    pub(crate) fn starting_at(first: AttemptId) -> Self {
+        Self { base: first.0, first: first.0, ..Self::new() }
+    }
+
+    /// Takes in an entry whose id was drawn by somebody else.
+    pub(crate) fn insert_foreign(&mut self, id: AttemptId, entry: T) {
+        assert!(self.is_foreign(id), "{id} is drawn by this window");
+        let former = self.old.insert(id.0, entry);
+        assert!(former.is_none(), "{id} is there once");
+        self.living += 1;
+    }
+
+    /// Whether the id is one that this window has drawn or will draw.
+    pub(crate) fn is_foreign(&self, id: AttemptId) -> bool {
+        id.0 < self.base
     }
 
     pub(crate) fn push(&mut self, entry: T) -> AttemptId {

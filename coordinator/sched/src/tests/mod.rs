@@ -1,5 +1,6 @@
 //! The scheduler alone, in stories.
 
+mod adopting;
 mod failing;
 mod flowing;
 mod random;

@@ -20,6 +20,8 @@ pub(crate) struct Script {
     /// Jobs whose runtime cuts its own blocks, of so many items.
     blocks: BTreeMap<JobId, u32>,
     said: Vec<String>,
+    /// Items of the first job that are not cut.
+    taken: Vec<(u64, u64)>,
     workers: u32,
     refuse: bool,
     /// Whether what is cancelled is over only when the story says so.
@@ -35,6 +37,7 @@ impl Script {
             inputs: BTreeMap::new(),
             blocks: BTreeMap::new(),
             said: Vec::new(),
+            taken: Vec::new(),
             workers: 0,
             refuse: false,
             lingers: false,
@@ -59,6 +62,33 @@ impl Script {
             round_trip_us: 200,
         };
         self.tell(Event::WorkerUp { worker, traits });
+    }
+
+    /// A later epoch, in which items are left out that the script's own cutting must not give.
+    pub(crate) fn numbering_from(mut self, first: u64) -> Self {
+        let config = SchedulerConfig { seed: 7, timers: Timers::default() };
+        self.scheduler = Scheduler::numbering_from(config, AttemptId(first));
+        self
+    }
+
+    /// A worker has these items of the former epoch: they are not cut again.
+    pub(crate) fn adopts(&mut self, worker: u32, attempt: u64, first: u64, items: u32) {
+        self.taken.push((first, first + u64::from(items)));
+        let (job, worker, attempt) = (JobId(0), WorkerId(worker), AttemptId(attempt));
+        let range = ItemRange::new(first, items);
+        self.tell(Event::Adopted { job, worker, attempt, range, bytes: u64::from(items) * 8 });
+    }
+
+    /// Adds a worker with one slot which has attempts of the former epoch (id, first item, items), and
+    /// room for one more.
+    pub(crate) fn adds_busy_worker(&mut self, held: &[(u64, u64, u32)]) {
+        let worker = self.workers;
+        self.add_worker(0);
+        for &(attempt, first, items) in held {
+            self.adopts(worker, attempt, first, items);
+        }
+        let slots = u32::try_from(held.len()).unwrap() + 1;
+        self.tell(Event::WorkerCredit { worker: WorkerId(worker), slots, queue: 0 });
     }
 
     /// Whether workers refuse jobs from now on.
@@ -122,11 +152,19 @@ impl Script {
     fn cut(&mut self, job: JobId, chunks: u32, items_max: u32) {
         let items_max = self.blocks.get(&job).copied().unwrap_or(items_max);
         for _ in 0..chunks {
-            let (cut, items) = self.inputs[&job];
+            let (mut cut, items) = self.inputs[&job];
+            while let Some(&(_, end)) =
+                self.taken.iter().find(|(from, to)| (*from..*to).contains(&cut))
+            {
+                cut = end;
+                self.inputs.insert(job, (cut, items));
+            }
             if cut == items {
                 break;
             }
-            let take = u32::try_from((items - cut).min(u64::from(items_max))).unwrap();
+            let ahead = self.taken.iter().map(|&(from, _)| from).filter(|&from| from > cut);
+            let end = ahead.min().unwrap_or(items);
+            let take = u32::try_from((end - cut).min(u64::from(items_max))).unwrap();
             self.inputs.insert(job, (cut + u64::from(take), items));
             let bytes = u64::from(take) * 8;
             self.tell(Event::ChunkCut { job, range: ItemRange::new(cut, take), bytes });
