@@ -26,7 +26,7 @@ id! {
     WorkerId(u32), "w"
 }
 id! {
-    /// One try at a chunk. Unique within one epoch of a coordinator, never used again.
+    /// One try at a chunk. Unique within one coordinator, over all of its epochs, never used again.
     AttemptId(u64), "a"
 }
 id! {

@@ -399,6 +399,9 @@ fn held_to_wire(held: HeldAttempt) -> wire::HeldAttempt {
         attempt: held.attempt.0,
         state: state.into(),
         input_bytes: held.input_bytes,
+        job: held.job.0,
+        first_item: held.range.first,
+        items: held.range.items,
     }
 }
 
@@ -410,7 +413,16 @@ fn held_from_wire(held: &wire::HeldAttempt) -> Result<HeldAttempt> {
         State::Finished => HeldState::Finished,
         State::Unspecified => return Err(WireError::Field("HeldAttempt.state")),
     };
-    Ok(HeldAttempt { attempt: AttemptId(held.attempt), state, input_bytes: held.input_bytes })
+    if held.items == 0 || held.first_item.checked_add(held.items.into()).is_none() {
+        return Err(WireError::Field("HeldAttempt.items"));
+    }
+    Ok(HeldAttempt {
+        attempt: AttemptId(held.attempt),
+        job: JobId(held.job),
+        range: ItemRange::new(held.first_item, held.items),
+        state,
+        input_bytes: held.input_bytes,
+    })
 }
 
 fn cause_to_wire(cause: RefusalCause) -> wire::job_refused::Cause {

@@ -144,6 +144,10 @@ pub struct LeftOut {
 pub struct HeldAttempt {
     /// Which.
     pub attempt: AttemptId,
+    /// Of which job.
+    pub job: JobId,
+    /// Its items.
+    pub range: ItemRange,
     /// How far it is.
     pub state: HeldState,
     /// Input that has arrived; the rest is sent from here.

@@ -111,6 +111,8 @@ impl Session {
         };
         let held = self.attempts.iter().map(|(&attempt, held)| HeldAttempt {
             attempt,
+            job: held.job,
+            range: held.range,
             state: state(held),
             input_bytes: held.received_bytes,
         });

@@ -167,7 +167,13 @@ fn reports() -> Vec<Report> {
         left_out: Some(LeftOut { for_ms: 1, why: "it fails".to_owned() }),
         clock_ms: Some(5),
     };
-    let held = HeldAttempt { attempt: AttemptId(7), state: HeldState::Running, input_bytes: 3 };
+    let held = HeldAttempt {
+        attempt: AttemptId(7),
+        job: JobId(1),
+        range: ItemRange::new(4, 2),
+        state: HeldState::Running,
+        input_bytes: 3,
+    };
     let done = Done {
         attempt: AttemptId(7),
         output: Bytes::from_static(b"x\n"),

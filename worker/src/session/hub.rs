@@ -60,7 +60,6 @@ enum TaskEnd {
 struct Entry {
     /// Counted over all sessions: one that takes its time to end must not take its successor along.
     number: u64,
-    epoch: Epoch,
     attachments: mpsc::Sender<Attachment>,
 }
 
@@ -221,7 +220,8 @@ impl Running {
         let CoordinatorHello { coordinator, epoch, .. } = attachment.hello;
         self.remember(coordinator, epoch);
         let mut attachment = attachment;
-        if let Some(entry) = self.sessions.get(&coordinator).filter(|entry| entry.epoch == epoch) {
+        // A later epoch takes over what the former has left.
+        if let Some(entry) = self.sessions.get(&coordinator) {
             match entry.attachments.try_send(attachment) {
                 Ok(()) => return,
                 Err(mpsc::error::TrySendError::Full(refused)) => {
@@ -237,10 +237,9 @@ impl Running {
         }
         tracing::info!(%coordinator, %epoch, build = %attachment.hello.build, "a coordinator");
         let (sender, attachments) = mpsc::channel(ATTACHMENTS_WAITING);
-        // A former epoch's session ends when its sender is dropped here.
         self.sessions_begun += 1;
         let number = self.sessions_begun;
-        self.sessions.insert(coordinator, Entry { number, epoch, attachments: sender });
+        self.sessions.insert(coordinator, Entry { number, attachments: sender });
         let actor = self.actor(attachments);
         self.tasks.spawn(async move {
             actor.run(attachment).await;

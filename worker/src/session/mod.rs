@@ -169,10 +169,9 @@ impl Actor {
                 () = meter.notify.notified() => self.collect(),
                 _ = heartbeat.tick() => self.session.heartbeat(),
                 next = self.attachments.recv() => {
-                    break match next {
-                        Some(next) => (StreamEnd::Replaced(Box::new(next)), None),
-                        None => (StreamEnd::Over, Some(superseded())),
-                    };
+                    // The hub keeps its side for as long as the session lives, or ends with it.
+                    let replaced = next.map(|next| StreamEnd::Replaced(Box::new(next)));
+                    break (replaced.unwrap_or(StreamEnd::Over), None);
                 }
                 Ok(()) = self.shares_changed.changed() => {
                     self.session.set_credit(self.shares.credit(self.share));
@@ -379,8 +378,4 @@ async fn until(moment: Option<Instant>) {
 fn millis_until(deadline: Instant) -> u64 {
     let left = deadline.saturating_duration_since(Instant::now());
     u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn superseded() -> Status {
-    Status::aborted("a later epoch of this coordinator has taken over")
 }

@@ -43,6 +43,7 @@ pub(super) enum Violation {
 #[derive(Debug)]
 pub(super) struct Attempt {
     key: SendKey,
+    range: ItemRange,
     input_bytes: u64,
     received_bytes: u64,
     /// Where input that comes in parts goes.
@@ -57,7 +58,7 @@ impl Attempt {
     }
 }
 
-/// The state of one coordinator's epoch.
+/// The state of one coordinator, over all of its epochs that were here.
 pub(super) struct Session {
     pub(super) lane: Lane,
     host: Arc<Host>,
@@ -136,6 +137,8 @@ impl Session {
             .iter()
             .map(|(&id, attempt)| HeldAttempt {
                 attempt: id,
+                job: attempt.key.job,
+                range: attempt.range,
                 state: state(id, attempt),
                 input_bytes: attempt.received_bytes,
             })
@@ -425,6 +428,7 @@ impl Session {
         };
         let attempt = Attempt {
             key: SendKey { job: job.id, first_item: range.first, attempt: id },
+            range,
             input_bytes,
             received_bytes,
             input: stream,

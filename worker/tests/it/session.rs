@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::support::{Link, PATIENCE, WorkerProcess, assign, builtin, eventually, hello, shell};
+use crate::support::{
+    JOB, Link, PATIENCE, WorkerProcess, assign, builtin, eventually, hello, shell,
+};
 use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use tokio::net::UnixStream;
@@ -14,11 +16,11 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use widemap_common::failure::FailureKind;
 use widemap_common::framing::{Framing, push_length_prefixed};
-use widemap_common::ids::AttemptId;
+use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::spec::JobSpec;
 use widemap_proto::VERSION;
 use widemap_proto::session::{
-    CoordinatorHello, Credit, HeldState, Order, OutputGrant, Report, Version,
+    CoordinatorHello, Credit, HeldAttempt, HeldState, Order, OutputGrant, Report, Version,
 };
 use widemap_worker::{Context, FunctionError, Output, Registry, Worker, WorkerConfig, WorkerError};
 
@@ -339,20 +341,34 @@ async fn a_lease_that_ends_ends_what_it_held() {
 }
 
 #[tokio::test]
-async fn a_lower_epoch_is_refused_and_a_higher_one_takes_over() {
+async fn a_lower_epoch_is_refused_and_a_higher_one_takes_over_what_is_there() {
     let worker = WorkerProcess::start(&["--slots", "1"]);
     let mut former = Link::open(worker.channel().await, hello(1, 2)).await.unwrap();
-    former.open_job(shell("sleep 60")).await;
-    former.send(vec![assign(1, 0, b"x\n")]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let gate = directory.path().join("gate");
+    let waits = format!("until [ -e {} ]; do sleep 0.01; done; echo $1", gate.display());
+    former.open_job(shell(&waits)).await;
+    former.send(vec![assign(1, 5, b"x\n")]).await;
     former.running(1).await;
     let refused = Link::open(worker.channel().await, hello(1, 1)).await.err().expect("refused");
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("e2 has been here"), "{}", refused.message());
     let mut next = Link::open(worker.channel().await, hello(1, 3)).await.unwrap();
-    assert_eq!(next.held, []);
-    next.open_job(shell("echo $1")).await;
-    // The slot is free: the former epoch's attempt was ended.
-    assert_eq!(next.run(1, b"mine\n").await.0, b"mine\n");
+    let held = HeldAttempt {
+        attempt: AttemptId(1),
+        job: JOB,
+        range: ItemRange::new(5, 1),
+        state: HeldState::Running,
+        input_bytes: 2,
+    };
+    assert_eq!(next.held, [held]);
+    std::fs::write(&gate, "").unwrap();
+    next.send(vec![Order::OutputGrant(OutputGrant { total: u64::MAX, urgent: None })]).await;
+    assert_eq!(next.done(1).await.0, b"x\n");
+    // What the later epoch has no use for it gives up.
+    next.send(vec![Order::Accepted(vec![AttemptId(1)]), Order::CloseJob(JOB)]).await;
+    next.open_job(shell("echo $1 again")).await;
+    assert_eq!(next.run(1 << 40, b"mine\n").await.0, b"mine again\n");
 }
 
 #[tokio::test]
