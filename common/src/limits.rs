@@ -234,6 +234,9 @@ pub const DEATHS_NEAR_MAX: u32 = 2;
 /// Jobs that have ended of which the scheduler still knows the counts.
 pub const COUNTS_KEPT: usize = 64;
 
+/// Runs of a job that did not succeed and are remembered, for `widemap explain`.
+pub const HISTORY_MAX: usize = 1_024;
+
 /// Lines of one item's standard error that are shown: the last ones.
 pub const STDERR_LINES_SHOWN: usize = 20;
 

@@ -10,6 +10,7 @@ mod driver;
 mod embedded;
 mod error;
 mod exit;
+mod journal;
 mod logging;
 mod places;
 mod progress;

@@ -113,6 +113,7 @@ fn order_to_wire(order: Order) -> OrderKind {
             attempt: assign.attempt.0,
             job: assign.job.0,
             first_item: assign.range.first,
+            input_offset: assign.input_offset,
             items: assign.range.items,
             input_bytes: assign.input_bytes,
             crc32c: crc32c::crc32c(&assign.input),
@@ -176,6 +177,7 @@ fn order_from_wire(kind: OrderKind) -> Result<Order> {
                 attempt,
                 job: JobId(assign.job),
                 range: ItemRange::new(assign.first_item, assign.items),
+                input_offset: assign.input_offset,
                 input_bytes: assign.input_bytes,
                 input: assign.input,
             })
@@ -402,6 +404,8 @@ fn held_to_wire(held: HeldAttempt) -> wire::HeldAttempt {
         job: held.job.0,
         first_item: held.range.first,
         items: held.range.items,
+        input_offset: held.input_offset,
+        input_length: held.input_length,
     }
 }
 
@@ -420,6 +424,8 @@ fn held_from_wire(held: &wire::HeldAttempt) -> Result<HeldAttempt> {
         attempt: AttemptId(held.attempt),
         job: JobId(held.job),
         range: ItemRange::new(held.first_item, held.items),
+        input_offset: held.input_offset,
+        input_length: held.input_length,
         state,
         input_bytes: held.input_bytes,
     })

@@ -148,6 +148,10 @@ pub struct HeldAttempt {
     pub job: JobId,
     /// Its items.
     pub range: ItemRange,
+    /// Where its input begins in the job's.
+    pub input_offset: u64,
+    /// The length of its whole input.
+    pub input_length: u64,
     /// How far it is.
     pub state: HeldState,
     /// Input that has arrived; the rest is sent from here.
@@ -183,6 +187,8 @@ pub struct Assign {
     pub job: JobId,
     /// Which items.
     pub range: ItemRange,
+    /// Where its input begins in the job's.
+    pub input_offset: u64,
     /// The length of the whole input.
     pub input_bytes: u64,
     /// The first part of it, perhaps all.

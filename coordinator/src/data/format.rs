@@ -65,9 +65,9 @@ struct Line<'a> {
     attempts: u32,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    offset: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     function: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
 }
 
 /// Appends a line for each result. `output` is theirs alone, in order.
@@ -124,6 +124,27 @@ pub(super) fn push_failures_file_line(
     line.offset = Some(offset);
     line.function = Some(function);
     push_line(out, &line);
+}
+
+/// Appends what the journal keeps of a failed item: a line of the failures file without its end, which
+/// says where the item's bytes would be in the output. That is known only when it is read.
+pub(super) fn push_failure_record(
+    out: &mut Vec<u8>,
+    shape: Shape,
+    record: &FailureRecord,
+    function: &str,
+) {
+    let mut line = failure_line(shape, record);
+    line.function = Some(function);
+    push_line(out, &line);
+    out.truncate(out.len() - "}\n".len());
+}
+
+/// The line of the failures file that a record of the journal stands for.
+pub(crate) fn failures_file_line(record: &[u8], offset: u64) -> Vec<u8> {
+    let mut line = record.to_vec();
+    line.extend_from_slice(format!(",\"offset\":{offset}}}\n").as_bytes());
+    line
 }
 
 fn good_line<'a>(

@@ -112,6 +112,41 @@ impl HeldInput {
         Ok(framing.slice(bytes, skip, u64::from(range.items)))
     }
 
+    /// Where the bytes of [`HeldInput::slice`] begin, counted from the first byte that was read.
+    ///
+    /// # Errors
+    /// As [`HeldInput::slice`].
+    pub fn offset(&mut self, range: ItemRange) -> Result<u64, HeldError> {
+        let framing = self.framing;
+        let held = self.find_loaded(range)?;
+        let bytes = held.bytes.as_ref().expect("find_loaded has loaded it");
+        let skip = range.first - held.range.first;
+        Ok(held.offset + framing.offset_of(bytes, skip) as u64)
+    }
+
+    /// Whether items that a former epoch has cut are still in the file, and not held already.
+    #[must_use]
+    pub fn can_adopt(&self, range: ItemRange, offset: u64, length: u64) -> bool {
+        let neighbour = self.chunks.range(..range.end()).next_back();
+        let overlaps = neighbour.is_some_and(|(_, held)| held.range.end() > range.first);
+        let end = offset.checked_add(length);
+        let is_there = self.file.as_ref().is_some_and(|file| {
+            end.and_then(|end| file.base.checked_add(end)).is_some_and(|end| end <= file.length)
+        });
+        is_there && !overlaps && usize::try_from(length).is_ok()
+    }
+
+    /// Holds items that a former epoch has cut; whether it could.
+    pub fn adopt(&mut self, range: ItemRange, offset: u64, length: u64) -> bool {
+        if !self.can_adopt(range, offset, length) {
+            return false;
+        }
+        let length = usize::try_from(length).expect("it was just looked at");
+        let (bytes, sent, items_left) = (None, true, range.items);
+        self.chunks.insert(range.first, Held { range, offset, length, bytes, sent, items_left });
+        true
+    }
+
     /// One item without its framing.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use widemap_common::ids::ItemRange;
 use widemap_common::limits::{CHUNK_ITEMS_MAX, ITEM_BYTES_MAX, PIPE_BYTES, READ_BLOCK_BYTES};
 
 use super::block::{Block, BlockRule, Bounds, Splitter, fit};
+use super::excluded::Excluded;
 use super::reader::{Reader, Reading};
 
 /// Where items come from.
@@ -133,11 +134,15 @@ pub struct InputFile {
 pub struct Input {
     framing: Framing,
     rule: BlockRule,
-    ready: VecDeque<Block>,
+    ready: VecDeque<Ready>,
+    /// Items that are not cut, since a former epoch has: those that were read already are not here.
+    excluded: Excluded,
     ready_items: u64,
     ready_bytes: u64,
     gathered: Gathered,
     cut_items: u64,
+    /// Items that have arrived, those that are excluded too.
+    arrived_items: u64,
     /// Bytes that have arrived from the reader, and how many are expected of a regular file.
     arrived_bytes: u64,
     expected_bytes: Option<u64>,
@@ -146,10 +151,19 @@ pub struct Input {
     file: Option<InputFile>,
 }
 
+/// A block, and which items it has.
+struct Ready {
+    first: u64,
+    block: Block,
+    /// Whether the reader has room for another block once this one is cut up: the last part has.
+    is_last: bool,
+}
+
 /// The beginning of a chunk of an exact number of items, joined from several blocks.
 #[derive(Default)]
 struct Gathered {
     bytes: Vec<u8>,
+    first: u64,
     items: u64,
     offset: u64,
 }
@@ -170,10 +184,12 @@ impl Input {
             framing,
             rule,
             ready: VecDeque::new(),
+            excluded: Excluded::default(),
             ready_items: 0,
             ready_bytes: 0,
             gathered: Gathered::default(),
             cut_items: 0,
+            arrived_items: 0,
             arrived_bytes: 0,
             expected_bytes: None,
             end: None,
@@ -260,7 +276,7 @@ impl Input {
         if self.gathered.items > 0 {
             return Some(self.take_gathered());
         }
-        let block = self.ready.front()?;
+        let Ready { block, .. } = self.ready.front()?;
         let (items, length) = if self.rule.is_block_wise() {
             (block.items, block.bytes.len())
         } else {
@@ -270,29 +286,30 @@ impl Input {
             };
             fit(self.framing, &block.bytes, block.items, bounds)
         };
-        let (bytes, offset) = self.take(items, length);
-        Some(self.chunk(bytes, items, offset))
+        Some(self.take_chunk(items, length))
     }
 
     /// Cuts a chunk of exactly `items` items, joined by a copy where they lie in several blocks;
-    /// fewer only at the end of the input. `None` until that many have arrived.
+    /// fewer only at the end of the input, or before items that are excluded. `None` until that many have arrived.
     pub fn cut_exact(&mut self, items: u32) -> Option<Chunk> {
         let wanted = u64::from(items.clamp(1, CHUNK_ITEMS_MAX));
         loop {
             let missing = wanted - self.gathered.items;
-            let Some(block) = self.ready.front() else { break };
+            let Some(Ready { first, block, .. }) = self.ready.front() else { break };
+            if self.gathered.items > 0 && *first != self.gathered.first + self.gathered.items {
+                return Some(self.take_gathered());
+            }
             if self.gathered.items == 0 && block.items >= wanted {
                 let bounds = Bounds { items_max: wanted, bytes_max: usize::MAX };
                 let (items, length) = fit(self.framing, &block.bytes, block.items, bounds);
-                let (bytes, offset) = self.take(items, length);
-                return Some(self.chunk(bytes, items, offset));
+                return Some(self.take_chunk(items, length));
             }
             // What is gathered no longer holds up the reader, however many blocks it takes.
             let bounds = Bounds { items_max: missing, bytes_max: usize::MAX };
             let (items, length) = fit(self.framing, &block.bytes, block.items, bounds);
-            let (bytes, offset) = self.take(items, length);
+            let (bytes, first, offset) = self.take(items, length);
             if self.gathered.items == 0 {
-                self.gathered.offset = offset;
+                (self.gathered.first, self.gathered.offset) = (first, offset);
             }
             self.gathered.bytes.extend_from_slice(&bytes);
             self.gathered.items += items;
@@ -326,7 +343,7 @@ impl Input {
         self.end.is_some() && self.ready.is_empty() && self.gathered.items == 0
     }
 
-    /// Items that were cut so far.
+    /// Items that were cut so far, those that are excluded and were passed too.
     #[must_use]
     pub fn cut_items(&self) -> u64 {
         self.cut_items
@@ -337,45 +354,115 @@ impl Input {
         self.file.take()
     }
 
+    /// Leaves items out that a former epoch has cut. False, and nothing is done, if any of them was cut
+    /// in this one.
+    pub fn exclude(&mut self, range: ItemRange) -> bool {
+        let gathered =
+            (self.gathered.items > 0).then_some(self.gathered.first + self.gathered.items);
+        let cut_end = self.ready.front().map_or(self.arrived_items, |ready| ready.first);
+        let is_cut = range.first < gathered.unwrap_or(0).max(cut_end.min(self.arrived_items));
+        if is_cut || self.excluded.overlaps(range) {
+            return false;
+        }
+        self.excluded.add(range);
+        if range.first < self.arrived_items {
+            // What is ready comes once more, without them.
+            let ready = std::mem::take(&mut self.ready);
+            (self.ready_items, self.ready_bytes) =
+                (self.gathered.items, self.gathered.bytes.len() as u64);
+            for Ready { first, block, is_last } in ready {
+                self.enter(first, block, is_last);
+            }
+        }
+        true
+    }
+
     fn arrive(&mut self, blocks: impl IntoIterator<Item = Block>) {
         for block in blocks {
-            self.ready_items += block.items;
-            self.ready_bytes += block.bytes.len() as u64;
             self.arrived_bytes += block.bytes.len() as u64;
-            self.ready.push_back(block);
+            let first = self.arrived_items;
+            self.arrived_items += block.items;
+            self.enter(first, block, true);
         }
     }
 
-    /// Takes so many items, of so many bytes, from the first block.
-    fn take(&mut self, items: u64, length: usize) -> (Bytes, u64) {
-        let block = self.ready.front_mut().expect("the caller looked at the first block");
+    /// Makes a block ready but for what is excluded of it.
+    fn enter(&mut self, mut first: u64, mut block: Block, is_last: bool) {
+        let ready_before = self.ready.len();
+        while block.items > 0 {
+            let (kept, left_out) = self.excluded.within(first, block.items);
+            if kept > 0 {
+                let part = self.split(&mut block, kept);
+                self.ready_items += part.items;
+                self.ready_bytes += part.bytes.len() as u64;
+                self.ready.push_back(Ready { first, block: part, is_last: false });
+            }
+            self.split(&mut block, left_out);
+            self.cut_items += left_out;
+            first += kept + left_out;
+        }
+        match self.ready.len() > ready_before {
+            true => self.ready.back_mut().expect("one was just added").is_last = is_last,
+            false if is_last => self.block_done(),
+            false => {}
+        }
+    }
+
+    fn block_done(&self) {
+        if let Some(reader) = &self.reader {
+            reader.block_done();
+        }
+    }
+
+    /// Takes the first items off a block.
+    fn split(&self, block: &mut Block, items: u64) -> Block {
+        let offset = block.offset;
+        let length = match items == block.items {
+            true => block.bytes.len(),
+            false => self.framing.offset_of(&block.bytes, items),
+        };
+        block.items -= items;
+        block.offset += length as u64;
+        Block { bytes: block.bytes.split_to(length), items, offset }
+    }
+
+    /// Takes so many items, of so many bytes, from the first block; with which item they begin, and
+    /// where.
+    fn take(&mut self, items: u64, length: usize) -> (Bytes, u64, u64) {
+        let ready = self.ready.front_mut().expect("the caller looked at the first block");
+        let (first, block) = (ready.first, &mut ready.block);
         let offset = block.offset;
         self.ready_items -= items;
         self.ready_bytes -= length as u64;
         if length < block.bytes.len() {
+            ready.first += items;
             block.items -= items;
             block.offset += length as u64;
-            return (block.bytes.split_to(length), offset);
+            return (block.bytes.split_to(length), first, offset);
         }
-        let block = self.ready.pop_front().expect("the caller looked at the first block");
-        if let Some(reader) = &self.reader {
-            reader.block_done();
+        let ready = self.ready.pop_front().expect("the caller looked at the first block");
+        if ready.is_last {
+            self.block_done();
         }
-        (block.bytes, offset)
+        (ready.block.bytes, first, offset)
+    }
+
+    fn take_chunk(&mut self, items: u64, length: usize) -> Chunk {
+        let (bytes, first, offset) = self.take(items, length);
+        self.chunk(bytes, first, items, offset)
     }
 
     fn take_gathered(&mut self) -> Chunk {
-        let Gathered { bytes, items, offset } = std::mem::take(&mut self.gathered);
+        let Gathered { bytes, first, items, offset } = std::mem::take(&mut self.gathered);
         self.ready_items -= items;
         self.ready_bytes -= bytes.len() as u64;
-        self.chunk(Bytes::from(bytes), items, offset)
+        self.chunk(Bytes::from(bytes), first, items, offset)
     }
 
-    fn chunk(&mut self, bytes: Bytes, items: u64, offset: u64) -> Chunk {
+    fn chunk(&mut self, bytes: Bytes, first: u64, items: u64, offset: u64) -> Chunk {
         let count = u32::try_from(items).expect("a chunk has at most BLOCK_ITEMS_MAX items");
-        let range = ItemRange::new(self.cut_items, count);
         self.cut_items += items;
-        Chunk { range, bytes, offset }
+        Chunk { range: ItemRange::new(first, count), bytes, offset }
     }
 }
 

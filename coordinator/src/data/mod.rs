@@ -29,10 +29,12 @@
 
 mod block;
 mod digest;
+mod excluded;
 mod failures_file;
 mod format;
 mod held;
 mod input;
+mod ledger;
 mod merge;
 mod outlet;
 mod output_file;
@@ -58,6 +60,7 @@ pub use failures_file::FailuresFile;
 pub use format::{Format, ResultShape, Shape};
 pub use held::{HeldError, HeldInput};
 pub use input::{Chunk, Input, InputError, InputFile, InputLevel, Source};
+pub(crate) use ledger::{Ledger, LedgerConfig, Rendering};
 pub use merge::{Merge, MergeBounds, MergeConfig, MergeLevel};
 pub use output_file::{OutputFile, OutputFileError};
 pub use people::{item_shown, line_shown, stderr_lines};

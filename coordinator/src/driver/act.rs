@@ -5,64 +5,97 @@ use widemap_common::limits::{OUTPUT_WINDOW_BYTES, PART_BYTES_MIN};
 use widemap_proto::session::{LeftOut, Order, OutputGrant};
 use widemap_sched::event::{Action, Event};
 
-use super::{Attempt, Driver, THE_JOB};
+use super::core::{Attempt, Core, Verdict};
+use super::job::{Ended, Job};
+use crate::journal::Durable;
 use crate::session::Recalled;
 
-impl Driver {
+impl Core {
     /// Carries out one action.
     pub(super) fn act(&mut self, action: &Action) {
         match *action {
-            Action::OpenJob { worker, .. } => self.open_job(worker),
-            Action::CloseJob { worker, job } => self.order(worker, Order::CloseJob(job)),
-            Action::Cut { chunks, items_max, bytes_max, .. } => {
-                self.cut(chunks, items_max, bytes_max);
+            Action::OpenJob { worker, job } => self.open_job(worker, job),
+            Action::CloseJob { worker, job } => self.close_job(worker, job),
+            Action::Cut { job, chunks, items_max, bytes_max } => {
+                self.cut(job, chunks, items_max, bytes_max);
             }
             Action::Assign { worker, attempt, job, range } => {
                 self.assign(worker, attempt, job, range);
             }
             Action::Revoke { worker, attempt } => self.revoke(worker, attempt),
             Action::Cancel { worker, attempt } => self.cancel_attempt(worker, attempt),
-            Action::Accept { attempt, range, worker, runs, .. } => {
+            Action::Accept { job, attempt, range, worker, runs } => {
                 let name = self.fleet.name(worker);
-                self.job.accept(attempt, range, name, runs);
-            }
-            Action::Fail { range, ref failure, .. } => {
-                let name = failure.worker.map(|worker| self.fleet.name(worker));
-                self.job.fail_items(range, failure, name);
-            }
-            Action::Retry { range, kind, worker, runs, .. } => {
-                tracing::info!(%range, %kind, %worker, runs, "runs again");
-                self.job.retried(range);
-            }
-            Action::Release { worker, attempt } => {
-                self.attempts.remove(&attempt);
-                self.job.discard(attempt);
-                if let Some(link) = self.fleet.link(worker) {
-                    link.outbox.accepted(attempt);
-                    self.dirty.insert(worker);
+                if let Some(job) = self.jobs.get_mut(&job) {
+                    job.accept(attempt, range, name, runs);
                 }
             }
+            Action::Fail { job, range, ref failure } => {
+                let name = failure.worker.map(|worker| self.fleet.name(worker));
+                if let Some(job) = self.jobs.get_mut(&job) {
+                    job.fail_items(self.now, range, failure, name);
+                }
+            }
+            Action::Retry { job, range, kind, worker, runs } => {
+                tracing::info!(%job, %range, %kind, %worker, runs, "runs again");
+                let (at, worker) = (self.now, self.fleet.name(worker).to_owned());
+                if let Some(job) = self.jobs.get_mut(&job) {
+                    job.retried(Ended { at, range, kind, worker, runs, again: true });
+                }
+            }
+            Action::Release { worker, attempt } => self.release(worker, attempt),
             // The driver looks at all places before it calls a function unusable.
             Action::Unusable { .. } => {}
             Action::Exclude { worker, for_time } => {
                 let name = self.fleet.name(worker).to_owned();
                 let why = "what it runs fails, what others run does not";
                 self.notices.say(&format!("worker {name} is left out for {for_time:?}: {why}"));
-                self.job.left_out(name);
+                self.jobs.values_mut().for_each(|job| job.left_out(&name));
                 let for_ms = u64::try_from(for_time.as_millis()).unwrap_or(u64::MAX);
                 self.order(worker, Order::LeftOut(LeftOut { for_ms, why: why.to_owned() }));
             }
-            Action::JobEnded { .. } => self.end.job_ended = true,
+            Action::JobEnded { job } => self.verdicts.push(Verdict::Ended(job)),
         }
     }
 
-    /// Tells a worker of the job: the directory is another for one in this process.
-    pub(super) fn open_job(&mut self, worker: WorkerId) {
-        let spec = self.job.spec_for(self.fleet.is_embedded(worker));
-        if let Some(entry) = self.fleet.worker_mut(worker) {
-            entry.jobs.insert(THE_JOB);
+    /// The worker may forget an attempt, once what was accepted of it is safe.
+    fn release(&mut self, worker: WorkerId, attempt: AttemptId) {
+        let job = self.attempts.remove(&attempt).map(|entry| entry.job);
+        let job = job.and_then(|job| self.jobs.get_mut(&job));
+        match job.and_then(|job| job.release(attempt)) {
+            Some(ticket) => self.unsettled.wait(ticket, worker, attempt),
+            None => self.forget(worker, attempt),
         }
-        self.order(worker, Order::OpenJob(THE_JOB, Box::new(spec)));
+    }
+
+    /// Tells workers what is durable now.
+    pub(super) fn settle(&mut self, durable: Durable) {
+        let settled: Vec<_> = self.unsettled.settled(durable).collect();
+        settled.into_iter().for_each(|(worker, attempt)| self.forget(worker, attempt));
+    }
+
+    pub(super) fn forget(&mut self, worker: WorkerId, attempt: AttemptId) {
+        if let Some(link) = self.fleet.link(worker) {
+            link.outbox.accepted(attempt);
+            self.dirty.insert(worker);
+        }
+    }
+
+    /// Tells a worker of a job: the directory is another for one in this process.
+    pub(super) fn open_job(&mut self, worker: WorkerId, id: JobId) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let spec = job.spec_for(self.fleet.is_embedded(worker));
+        if let Some(entry) = self.fleet.worker_mut(worker) {
+            entry.jobs.insert(id);
+        }
+        self.order(worker, Order::OpenJob(id, Box::new(spec)));
+    }
+
+    pub(super) fn close_job(&mut self, worker: WorkerId, job: JobId) {
+        if let Some(entry) = self.fleet.worker_mut(worker) {
+            entry.jobs.remove(&job);
+        }
+        self.order(worker, Order::CloseJob(job));
     }
 
     fn order(&self, worker: WorkerId, order: Order) {
@@ -71,13 +104,15 @@ impl Driver {
         }
     }
 
-    fn cut(&mut self, chunks: u32, items_max: u32, bytes_max: u64) {
-        let job = THE_JOB;
+    fn cut(&mut self, id: JobId, chunks: u32, items_max: u32, bytes_max: u64) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return self.events.push_back(Event::CutEnded { job: id });
+        };
         let mut ended = false;
         for _ in 0..chunks {
-            match self.job.cut(items_max, bytes_max) {
+            match job.cut(items_max, bytes_max) {
                 Some((range, bytes)) => {
-                    self.events.push_back(Event::ChunkCut { job, range, bytes });
+                    self.events.push_back(Event::ChunkCut { job: id, range, bytes });
                 }
                 None => {
                     ended = true;
@@ -85,26 +120,23 @@ impl Driver {
                 }
             }
         }
-        let level = self.job.level();
-        self.events.push_back(Event::InputLevel { job, level });
+        self.events.push_back(Event::InputLevel { job: id, level: job.level() });
         // This has the last word: what is there may be too little to be cut yet.
         if ended {
-            self.events.push_back(Event::CutEnded { job });
+            self.events.push_back(Event::CutEnded { job: id });
         }
     }
 
     fn assign(&mut self, worker: WorkerId, attempt: AttemptId, job: JobId, range: ItemRange) {
-        if self.end.cancelled {
-            // The actions of one event go on after one of them has ended the map.
-            return;
-        }
-        let input = match self.job.input_of(range) {
+        // The actions of one event go on after one of them has ended the job.
+        let Some(open) = self.jobs.get_mut(&job).filter(|open| !open.is_stopped()) else { return };
+        let (input, offset) = match open.input_of(range) {
             Ok(input) => input,
-            Err(error) => return self.fail(error),
+            Err(error) => return self.verdicts.push(Verdict::Failed(job, error)),
         };
-        self.attempts.insert(attempt, Attempt { worker, range, staged_bytes: 0 });
+        self.attempts.insert(attempt, Attempt { job, worker, range, staged_bytes: 0 });
         if let Some(link) = self.fleet.link(worker) {
-            link.outbox.assign(attempt, job, range, input);
+            link.outbox.assign(attempt, job, range, input, offset);
             self.dirty.insert(worker);
         }
     }
@@ -121,8 +153,7 @@ impl Driver {
     }
 
     fn cancel_attempt(&mut self, worker: WorkerId, attempt: AttemptId) {
-        self.attempts.remove(&attempt);
-        self.job.discard(attempt);
+        self.drop_attempt(attempt);
         let Some(link) = self.fleet.link(worker) else { return };
         match link.outbox.recall(attempt) {
             Recalled::Unsent => self.events.push_back(Event::Cancelled { worker, attempt }),
@@ -130,12 +161,22 @@ impl Driver {
         }
     }
 
+    /// Forgets an attempt, and what is here of its output.
+    pub(super) fn drop_attempt(&mut self, attempt: AttemptId) {
+        let entry = self.attempts.remove(&attempt);
+        if let Some(job) = entry.and_then(|entry| self.jobs.get_mut(&entry.job)) {
+            job.discard(attempt);
+        }
+    }
+
     /// Grants each worker as much output as can be stored; where nothing more can, only the head, and
     /// that one too waits for a disk that is at work.
     pub(super) fn grant_output(&mut self) {
-        let full = self.job.is_full();
-        let clearing = full && self.job.is_clearing();
-        let heads = if full { self.job.head_attempts(&self.attempts) } else { Vec::new() };
+        // A grant is for all of a worker's jobs: one that is full must not hold the slots of the others.
+        let mut open = self.jobs.values().peekable();
+        let full = open.peek().is_some() && open.all(Job::is_full);
+        let clearing = full && self.jobs.values().any(Job::is_clearing);
+        let heads = if full { self.head_attempts() } else { Vec::new() };
         let attached: Vec<_> = self
             .fleet
             .workers()
@@ -144,7 +185,8 @@ impl Driver {
             .collect();
         // A grant moves by half a window: what is left of it before must be worth a part, or a result
         // that does not fit into it waits for ever.
-        let window = (self.job.reorder_bytes_max() / 2 / attached.len().max(1) as u64)
+        let bytes_max = self.jobs.values().map(Job::kept_bytes_max).min().unwrap_or(u64::MAX);
+        let window = (bytes_max / 2 / attached.len().max(1) as u64)
             .clamp(2 * PART_BYTES_MIN, OUTPUT_WINDOW_BYTES);
         for worker in attached {
             let Some(entry) = self.fleet.worker_mut(worker) else { continue };
@@ -166,6 +208,19 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// The attempts that the outputs of full jobs wait for (a speculative one beside the first), where they
+    /// run, and how much of their output is here.
+    fn head_attempts(&self) -> Vec<(WorkerId, AttemptId, u64)> {
+        let mut heads = Vec::new();
+        for (&id, job) in &self.jobs {
+            let Some(next) = job.next_item() else { continue };
+            let at_head = |entry: &Attempt| entry.job == id && entry.range.contains(next);
+            let attempts = self.attempts.iter().filter(|(_, entry)| at_head(entry));
+            heads.extend(attempts.map(|(&attempt, e)| (e.worker, attempt, e.staged_bytes)));
+        }
+        heads
     }
 
     /// Wakes the links that have something new to send.

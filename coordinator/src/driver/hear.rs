@@ -1,15 +1,18 @@
-//! What links say, turned into events for the scheduler and payload for the job.
+//! What links say, turned into events for the scheduler and payload for the jobs.
 
-use widemap_common::ids::WorkerId;
+use std::collections::BTreeSet;
+
+use widemap_common::ids::{AttemptId, JobId, WorkerId};
 use widemap_common::limits::PART_BYTES_MAX;
-use widemap_proto::session::{Credit, Done, HeldAttempt, Part, Report};
+use widemap_proto::session::{Credit, Done, HeldAttempt, HeldState, Part, Report};
 use widemap_sched::event::{DeathProof, Event, ItemFault};
 
+use super::core::{Attempt, Core, Verdict};
 use super::fleet::{Attachment, WorkerState};
-use super::{Driver, THE_JOB};
+use super::job::Job;
 use crate::session::{LinkEvent, LinkNews};
 
-impl Driver {
+impl Core {
     /// Takes in what a link says.
     pub(super) fn hear(&mut self, event: LinkEvent) {
         let LinkEvent { link, news } = event;
@@ -67,13 +70,16 @@ impl Driver {
         match attachment {
             None => {}
             Some(Attachment::New(worker)) => {
-                self.meet(worker);
+                let jobs: Vec<_> = self.jobs.keys().copied().collect();
+                jobs.into_iter().for_each(|job| self.meet(worker, job));
                 if let Some(traits) = self.fleet.traits(worker, round_trip) {
                     self.demand(worker, traits.slots);
                     self.events.push_back(Event::WorkerUp { worker, traits });
                 }
                 if !held.is_empty() {
-                    // It was given up before, and goes on with what is nobody's any more.
+                    // What a former epoch left goes on. If it was given up before, it has what is
+                    // nobody's any more, and is told to end that.
+                    self.adopt(worker, held);
                     let held = held.iter().map(|held| held.attempt).collect();
                     self.events.push_back(Event::WorkerBack { worker, held });
                 }
@@ -86,10 +92,44 @@ impl Driver {
         }
     }
 
-    /// Says so at once if a worker does not fit the job: the scheduler never asks it.
-    fn meet(&mut self, worker: WorkerId) {
+    /// Takes in what the worker has of a former epoch, as far as it is not cut in this one.
+    fn adopt(&mut self, worker: WorkerId, held: &[HeldAttempt]) {
+        let mut held: Vec<_> = held.iter().collect();
+        // As it works them off.
+        held.sort_by_key(|held| (held.state == HeldState::Queued, held.attempt));
+        let mut over = BTreeSet::new();
+        for held in held {
+            let (attempt, id, range) = (held.attempt, held.job, held.range);
+            let Some(job) = self.jobs.get_mut(&id) else {
+                over.insert(id);
+                continue;
+            };
+            if self.attempts.contains_key(&attempt) || !job.adopt(held) {
+                continue;
+            }
+            tracing::info!(%worker, job = %id, %range, "goes on with what it has");
+            self.attempts.insert(attempt, Attempt { job: id, worker, range, staged_bytes: 0 });
+            match (job.input_of(range), self.fleet.link(worker)) {
+                (Ok((input, _)), Some(link)) => {
+                    link.outbox.resume(attempt, id, range, input, held.input_bytes);
+                }
+                (Err(error), _) => self.verdicts.push(Verdict::Failed(id, error)),
+                (Ok(_), None) => {}
+            }
+            let bytes = held.input_length;
+            self.events.push_back(Event::Adopted { job: id, worker, attempt, range, bytes });
+            let level = self.jobs.get_mut(&id).map(|job| job.level());
+            self.events.extend(level.map(|level| Event::InputLevel { job: id, level }));
+        }
+        over.into_iter().for_each(|job| self.close_job(worker, job));
+        self.dirty.insert(worker);
+    }
+
+    /// Says so at once if a worker does not fit a job: the scheduler never asks it.
+    pub(super) fn meet(&mut self, worker: WorkerId, job: JobId) {
         let Some(entry) = self.fleet.worker(worker) else { return };
-        if let Some(reason) = self.job.meet(worker, &entry.hello)
+        let Some(job) = self.jobs.get_mut(&job) else { return };
+        if let Some(reason) = job.meet(worker, &entry.hello)
             && self.fleet.places().count() > 1
         {
             self.notices.say(&format!("worker {} is set aside: {reason}", entry.hello.name));
@@ -103,7 +143,7 @@ impl Driver {
     }
 
     /// Whether an attempt was assigned to this worker and is not over.
-    fn is_of(&self, worker: WorkerId, attempt: widemap_common::ids::AttemptId) -> bool {
+    fn is_of(&self, worker: WorkerId, attempt: AttemptId) -> bool {
         self.attempts.get(&attempt).is_some_and(|attempt| attempt.worker == worker)
     }
 
@@ -111,41 +151,42 @@ impl Driver {
     /// holds that nobody here knows of is of no use: the scheduler has it cancelled.
     fn reattach(&mut self, worker: WorkerId, held: &[HeldAttempt]) {
         let mut kept = Vec::new();
-        for held in held {
+        let unsettled = self.unsettled.of(worker);
+        for held in held.iter().filter(|held| !unsettled.contains(&held.attempt)) {
             if !self.is_of(worker, held.attempt) {
                 kept.push(held.attempt);
                 continue;
             }
-            // Its output comes again from the first byte.
-            self.job.discard(held.attempt);
             let Some(attempt) = self.attempts.get_mut(&held.attempt) else { continue };
             attempt.staged_bytes = 0;
-            let range = attempt.range;
-            match (self.job.input_of(range), self.fleet.link(worker)) {
-                (Ok(input), Some(link)) => {
-                    let (id, from) = (held.attempt, held.input_bytes);
-                    link.outbox.resume(id, THE_JOB, range, input, from);
+            let (id, range) = (attempt.job, attempt.range);
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            // Its output comes again from the first byte.
+            job.discard(held.attempt);
+            match (job.input_of(range), self.fleet.link(worker)) {
+                (Ok((input, _)), Some(link)) => {
+                    link.outbox.resume(held.attempt, id, range, input, held.input_bytes);
                     kept.push(held.attempt);
                 }
-                (Err(error), _) => return self.fail(error),
+                (Err(error), _) => self.verdicts.push(Verdict::Failed(id, error)),
                 (Ok(_), None) => {}
             }
         }
         self.drop_attempts(worker, &kept);
-        if !self.job.has_refused(worker) {
-            // It may have forgotten the job, if its own lease ended first. To open it again is no harm.
-            self.open_job(worker);
-        }
+        let open = self.jobs.iter().filter(|(_, job)| !job.has_refused(worker));
+        let open: Vec<_> = open.map(|(&id, _)| id).collect();
+        // It may have forgotten them, if its own lease ended first. To open them again is no harm.
+        open.into_iter().for_each(|job| self.open_job(worker, job));
         self.events.push_back(Event::WorkerBack { worker, held: kept });
         self.dirty.insert(worker);
     }
 
     /// Forgets the attempts of a worker but for some.
-    fn drop_attempts(&mut self, worker: WorkerId, kept: &[widemap_common::ids::AttemptId]) {
-        let job = &mut self.job;
+    fn drop_attempts(&mut self, worker: WorkerId, kept: &[AttemptId]) {
+        let jobs = &mut self.jobs;
         self.attempts.retain(|id, attempt| {
             let stays = attempt.worker != worker || kept.contains(id);
-            if !stays {
+            if !stays && let Some(job) = jobs.get_mut(&attempt.job) {
                 job.discard(*id);
             }
             stays
@@ -157,7 +198,8 @@ impl Driver {
         for event in events {
             if let Event::WorkerDead { worker, proof } = event {
                 self.drop_attempts(*worker, &[]);
-                if *proof != DeathProof::Drained && !self.end.cancelled {
+                let all_stopped = !self.jobs.is_empty() && self.jobs.values().all(Job::is_stopped);
+                if *proof != DeathProof::Drained && !all_stopped {
                     let name = self.fleet.name(*worker).to_owned();
                     self.notices.say(&format!("worker {name} is lost; what it had runs elsewhere"));
                 }
@@ -177,12 +219,16 @@ impl Driver {
                 Event::WorkerCredit { worker, slots, queue }
             }
             Report::JobReady(job) => {
-                self.job.was_ready();
+                if let Some(open) = self.jobs.get_mut(&job) {
+                    open.was_ready();
+                }
                 Event::JobReady { worker, job }
             }
             Report::JobRefused(job, refusal) => {
                 let name = self.fleet.name(worker).to_owned();
-                self.job.refused(worker, &name, &refusal);
+                if let Some(open) = self.jobs.get_mut(&job) {
+                    open.refused(worker, &name, &refusal);
+                }
                 if self.fleet.places().count() > 1 {
                     self.notices.say(&format!("worker {name} is set aside: {}", refusal.message));
                 }
@@ -241,7 +287,8 @@ impl Driver {
             return self.reject(worker, part.attempt, "a part of its output is out of place");
         }
         attempt.staged_bytes += part.data.len() as u64;
-        if let Err(error) = self.job.stage(part) {
+        let Some(job) = self.jobs.get_mut(&attempt.job) else { return };
+        if let Err(error) = job.stage(part) {
             self.reject(worker, part.attempt, &error.to_string());
         }
     }
@@ -252,10 +299,10 @@ impl Driver {
         let id = done.attempt;
         let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.worker == worker)
         else {
-            // Long given up: the scheduler knows, the worker shall forget it.
-            if let Some(link) = self.fleet.link(worker) {
-                link.outbox.accepted(id);
-                self.dirty.insert(worker);
+            // Long given up: the scheduler knows, the worker shall forget it. What came twice it keeps
+            // until the first is durable.
+            if !self.unsettled.of(worker).contains(&id) {
+                self.forget(worker, id);
             }
             return;
         };
@@ -269,7 +316,8 @@ impl Driver {
             .collect();
         let event = Event::AttemptDone { attempt: id, busy_us: done.busy_us, faults };
         let range = attempt.range;
-        match self.job.arrived(range, self.fleet.name(worker), done) {
+        let Some(job) = self.jobs.get_mut(&attempt.job) else { return };
+        match job.arrived(range, self.fleet.name(worker), done) {
             Ok(lines) => lines.into_iter().for_each(|line| self.notices.line(line)),
             Err(error) => return self.reject(worker, id, &error.to_string()),
         }
@@ -277,12 +325,11 @@ impl Driver {
         self.drain_events();
     }
 
-    fn reject(&mut self, worker: WorkerId, attempt: widemap_common::ids::AttemptId, problem: &str) {
+    fn reject(&mut self, worker: WorkerId, attempt: AttemptId, problem: &str) {
         let name = self.fleet.name(worker);
         self.notices
             .line(format!("widemap: warning: a result of worker {name} is refused: {problem}"));
-        self.attempts.remove(&attempt);
-        self.job.discard(attempt);
+        self.drop_attempt(attempt);
         self.events.push_back(Event::AttemptRejected { attempt });
         self.drain_events();
     }

@@ -1,11 +1,13 @@
-//! The job of a map as the driver keeps it: its input, what is held of it, its results on their way
-//! to the output, and what must be said of it at the end.
+//! A job as the driver keeps it: its input, what is held of it, its results on their way, and what must
+//! be said of it at the end.
 
+mod direct;
 mod ending;
+mod history;
 mod members;
+mod outlets;
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,19 +16,25 @@ use widemap_common::failure::FailureKind;
 use widemap_common::ids::{AttemptId, ItemRange, WorkerId};
 use widemap_common::limits::SUMMARY_FAILURES;
 use widemap_common::spec::{Directory, JobSpec, Runtime};
-use widemap_proto::session::{Done, Part};
+use widemap_common::time::Time;
+use widemap_proto::session::{Done, HeldAttempt, Part};
 use widemap_sched::event::{Failure, InputLevel, JobPolicy};
 
-use super::Attempt;
-use super::plan::{Plan, Results};
+use super::core::Attempt;
+use super::plan::Plan;
 use crate::data::{
-    self, BlockRule, FailureRecord, FailuresFile, Format, HeldInput, Input, Merge, MergeConfig,
-    OutputFile, Report, ResultShape, Shape, SinkConfig, SinkTarget,
+    self, BlockRule, FailureRecord, HeldInput, Input, Ledger, MergeLevel, Report, ResultShape,
+    Shape,
 };
 use crate::error::MapError;
+use crate::journal::Ticket;
 use crate::summary::{Counts, NamedFailure};
+use direct::Direct;
+use history::History;
+use outlets::Outlets;
 
 pub(super) use ending::Lost;
+pub(super) use history::Ended;
 
 /// See the file's head.
 pub(super) struct Job {
@@ -34,30 +42,36 @@ pub(super) struct Job {
     policy: JobPolicy,
     shape: Shape,
     private: bool,
-    results: Results,
-    output: Option<OutputFile>,
-    receipt: Option<OutputFile>,
-    failures_file: PathBuf,
+    /// Whether results are rendered as JSON, which takes more of them.
+    json: bool,
     input: Input,
     held: HeldInput,
     inflight_bytes_max: u64,
-    reorder_bytes_max: u64,
     /// Cutting waits for held input to become final.
     gated: bool,
     /// Nothing more is cut: the job was given up.
     stopped: bool,
     /// The scheduler knows how much input there is: a list is there before anything arrives.
     level_told: bool,
-    merge: Merge,
+    way: Way,
+    /// What a map of one's own writes.
+    outlets: Option<Outlets>,
     is_full: bool,
-    closed: bool,
-    delivered: Option<Result<data::SinkReport, data::SinkError>>,
     /// The attempt whose end is being judged.
     judged: Option<Judged>,
     refusals: BTreeMap<WorkerId, Refused>,
     has_been_ready: bool,
     counts: Counts,
     failures: Vec<NamedFailure>,
+    history: History,
+}
+
+/// Where results go.
+enum Way {
+    /// Straight to the output.
+    Direct(Box<Direct>),
+    /// To the journal, from which whoever asks for them reads them.
+    Ledger(Box<Ledger>),
 }
 
 /// Why a worker is not used.
@@ -90,63 +104,42 @@ impl Job {
         };
         let Plan { spec, policy, results, blocks, .. } = plan;
         let shape = shape(&spec, blocks);
-        let output = results.output.as_deref().map(OutputFile::create).transpose()?;
-        let receipt = results.receipt.as_deref().map(OutputFile::create).transpose();
-        let receipt = receipt.map_err(MapError::Receipt)?;
-        let failures_file = results.failures.clone().unwrap_or_else(failures_path);
-        let failures = match results.failures.is_some() {
-            true => FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?,
-            false => FailuresFile::at_first_failure(failures_file.clone()),
-        };
+        let (json, is_ordered) = (results.json, !results.unordered);
+        let function = data::function_digest(&spec.function, spec.framing);
+        // The output is made before the input is opened: what cannot be written is found out first.
+        let (outlets, sink) = Outlets::create(results, shape, function)?;
         let mut input = Input::open(plan.source, spec.framing, blocks, wake())?;
         let held = match input.take_file() {
             Some(file) => HeldInput::with_file(spec.framing, file),
             None => HeldInput::new(spec.framing),
         };
-        let sink = SinkConfig {
-            target: match &output {
-                Some(output) => SinkTarget::output_file(output)?,
-                None => SinkTarget::stdout()?,
-            },
-            format: if results.json { Format::Json } else { Format::Raw { fill: None } },
-            shape,
-            separator: results.separator,
-            is_hashed: results.receipt.is_some(),
-            failures: Some(failures),
-            function: data::function_digest(&spec.function, spec.framing),
-        };
-        let config = MergeConfig {
-            is_ordered: !results.unordered,
+        let store = direct::Store {
             memory_bytes_max: plan.reorder_bytes_max,
             spill_bytes_max: plan.spill_bytes_max,
-            ..MergeConfig::default()
         };
-        let merge = Merge::start(config, sink, wake())?;
+        let direct = Direct::start(sink, is_ordered, store, wake())?;
+        let way = Way::Direct(Box::new(direct));
         Ok(Self {
             spec,
             policy,
             shape,
             private: plan.private,
-            results,
-            output,
-            receipt,
-            failures_file,
+            json,
             input,
             held,
             inflight_bytes_max: plan.inflight_bytes_max,
-            reorder_bytes_max: plan.reorder_bytes_max,
             gated: false,
             stopped: false,
             level_told: false,
-            merge,
+            way,
+            outlets: Some(outlets),
             is_full: false,
-            closed: false,
-            delivered: None,
             judged: None,
             refusals: BTreeMap::new(),
             has_been_ready: false,
             counts: Counts::default(),
             failures: Vec::new(),
+            history: History::default(),
         })
     }
 
@@ -206,16 +199,31 @@ impl Job {
         InputLevel { ready_items, ready_bytes, rest_bytes }
     }
 
-    /// The bytes of a chunk, or of a part of one.
-    pub(super) fn input_of(&mut self, range: ItemRange) -> Result<Bytes, MapError> {
+    /// The bytes of a chunk, or of a part of one, and where they begin in the input.
+    pub(super) fn input_of(&mut self, range: ItemRange) -> Result<(Bytes, u64), MapError> {
         let input = self.held.slice(range)?;
+        let offset = self.held.offset(range)?;
         self.held.sent(range);
-        Ok(input)
+        Ok((input, offset))
     }
 
-    /// The job was given up: nothing more is cut.
-    pub(super) fn stop_reading(&mut self) {
-        self.stopped = true;
+    /// The job was given up: nothing more is cut. Whether that was so before.
+    pub(super) fn stop(&mut self) -> bool {
+        std::mem::replace(&mut self.stopped, true)
+    }
+
+    /// Whether the job was given up.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Takes in an attempt that a former epoch has assigned, if its items are not cut in this one.
+    pub(super) fn adopt(&mut self, held: &HeldAttempt) -> bool {
+        let HeldAttempt { range, input_offset, input_length, .. } = *held;
+        // In this order: what cannot be read again must be cut again.
+        self.held.can_adopt(range, input_offset, input_length)
+            && self.input.exclude(range)
+            && self.held.adopt(range, input_offset, input_length)
     }
 
     /// How many items there are, once the input has ended.
@@ -229,15 +237,31 @@ impl Job {
 
     /// Keeps a part of an attempt's output.
     pub(super) fn stage(&mut self, part: &Part) -> Result<(), data::StageError> {
-        self.merge.stage(part.attempt, part.offset, &part.data)
+        match &mut self.way {
+            Way::Direct(direct) => direct.merge.stage(part.attempt, part.offset, &part.data),
+            Way::Ledger(ledger) => ledger.stage(part.attempt, part.offset, &part.data),
+        }
     }
 
     /// Forgets what is staged of an attempt.
     pub(super) fn discard(&mut self, attempt: AttemptId) {
-        self.merge.discard(attempt);
+        match &mut self.way {
+            Way::Direct(direct) => direct.merge.discard(attempt),
+            Way::Ledger(ledger) => drop(ledger.release(attempt)),
+        }
         if self.judged.as_ref().is_some_and(|judged| judged.attempt == attempt) {
             self.judged = None;
         }
+    }
+
+    /// The same, of an attempt whose end was judged; when its worker may forget it, if not at once.
+    pub(super) fn release(&mut self, attempt: AttemptId) -> Option<Ticket> {
+        let ticket = match &mut self.way {
+            Way::Direct(_) => None,
+            Way::Ledger(ledger) => ledger.release(attempt),
+        };
+        self.discard(attempt);
+        ticket
     }
 
     /// Takes in the end of an attempt, to be judged next; what its items wrote on standard error
@@ -249,9 +273,13 @@ impl Job {
         done: &Done,
     ) -> Result<Vec<String>, data::StageError> {
         let attempt = done.attempt;
-        self.merge.finish(attempt, done.output.clone(), done.output_bytes)?;
+        let (output, bytes) = (done.output.clone(), done.output_bytes);
+        match &mut self.way {
+            Way::Direct(direct) => direct.merge.finish(attempt, output, bytes)?,
+            Way::Ledger(ledger) => ledger.finish(attempt, output, bytes)?,
+        }
         let lines = self.stderr_lines(range, done);
-        let plain = done.faults.is_empty() && !self.results.json;
+        let plain = done.faults.is_empty() && !self.json;
         let told = match plain {
             true => Told::Plain { output_bytes: done.output_bytes },
             false => {
@@ -267,7 +295,7 @@ impl Job {
     }
 
     fn stderr_lines(&mut self, range: ItemRange, done: &Done) -> Vec<String> {
-        if self.results.json {
+        if self.json {
             return Vec::new();
         }
         let line = |told: &widemap_proto::session::ItemStderr| {
@@ -287,16 +315,16 @@ impl Job {
         let judged = self.judged.as_mut().filter(|judged| judged.attempt == attempt);
         let judged = judged.expect("an accept follows the end of its attempt");
         match &mut judged.told {
-            Told::Plain { output_bytes } => self.merge.accept(attempt, range, 0..*output_bytes),
-            Told::Full(report) if !self.results.json => match report.within(range) {
-                Some(within) => self.merge.accept(attempt, range, within),
+            Told::Plain { output_bytes } => self.way.accept(attempt, range, 0..*output_bytes),
+            Told::Full(report) if !self.json => match report.within(range) {
+                Some(within) => self.way.accept(attempt, range, within),
                 None => return self.cannot_place(range, worker),
             },
             Told::Full(report) => {
                 let input = self.held.slice(range).unwrap_or_default();
                 match report.results(range, runs, input) {
                     Some((within, results)) => {
-                        self.merge.accept_results(attempt, within, Box::new(results));
+                        self.way.accept_results(attempt, within, Box::new(results));
                     }
                     None => return self.cannot_place(range, worker),
                 }
@@ -309,14 +337,29 @@ impl Job {
     /// A worker of another make that marks no item's place: its results are no use.
     fn cannot_place(&mut self, range: ItemRange, worker: &str) {
         let message = format!("worker {worker} did not tell where its output lies");
-        self.fail_each(range, |range, item| {
+        self.fail_each(range, None, |range, item| {
             FailureRecord::untold(range, item, FailureKind::Error, message.clone())
         });
     }
 
     /// Items (a block) failed for good.
-    pub(super) fn fail_items(&mut self, range: ItemRange, failure: &Failure, worker: Option<&str>) {
+    pub(super) fn fail_items(
+        &mut self,
+        now: Time,
+        range: ItemRange,
+        failure: &Failure,
+        worker: Option<&str>,
+    ) {
+        self.history.note(Ended {
+            at: now,
+            range,
+            kind: failure.kind,
+            worker: worker.unwrap_or_default().to_owned(),
+            runs: failure.runs,
+            again: false,
+        });
         let judged = self.judged.take();
+        let told_by = failure.told_by.map(|(attempt, _)| attempt);
         let told = failure.told_by.and_then(|(attempt, index)| match &judged {
             Some(Judged { attempt: of, told: Told::Full(report) }) if *of == attempt => {
                 Some((report, index))
@@ -324,7 +367,7 @@ impl Job {
             _ => None,
         });
         let Failure { kind, runs, .. } = *failure;
-        self.fail_each(range, |range, item| match told {
+        self.fail_each(range, told_by, |range, item| match told {
             Some((report, index)) => report.failure(range, index, runs, item),
             None => {
                 let message = untold(kind, runs, worker);
@@ -338,7 +381,12 @@ impl Job {
     }
 
     /// A record for each item, or one for a block.
-    fn fail_each(&mut self, range: ItemRange, record: impl Fn(ItemRange, Bytes) -> FailureRecord) {
+    fn fail_each(
+        &mut self,
+        range: ItemRange,
+        told_by: Option<AttemptId>,
+        record: impl Fn(ItemRange, Bytes) -> FailureRecord,
+    ) {
         let units = if self.shape.is_block_wise { 1 } else { range.items };
         for unit in 0..units {
             let own = match self.shape.is_block_wise {
@@ -358,31 +406,40 @@ impl Job {
                 let message = data::line_shown(&record.message);
                 self.failures.push(NamedFailure { item, message });
             }
-            self.merge.fail(Box::new(record));
+            match &mut self.way {
+                Way::Direct(direct) => direct.merge.fail(Box::new(record)),
+                Way::Ledger(ledger) => ledger.fail(&record, told_by),
+            }
         }
         self.counts.failed += u64::from(range.items);
         self.held.release(range);
     }
 
     /// A worker is not used for a time.
-    pub(super) fn left_out(&mut self, name: String) {
-        *self.counts.left_out.entry(name).or_default() += 1;
+    pub(super) fn left_out(&mut self, name: &str) {
+        *self.counts.left_out.entry(name.to_owned()).or_default() += 1;
     }
 
     /// Items run again.
-    pub(super) fn retried(&mut self, range: ItemRange) {
-        self.counts.retried += u64::from(range.items);
+    pub(super) fn retried(&mut self, ended: Ended) {
+        self.counts.retried += u64::from(ended.range.items);
+        self.history.note(ended);
+    }
+
+    /// The last runs that did not succeed, of one item or of all.
+    pub(super) fn history(&self, item: Option<u64>) -> impl Iterator<Item = &Ended> {
+        self.history.of(item)
     }
 
     /// Whether results can be stored, if that has changed.
     pub(super) fn poll_storage(&mut self) -> Option<bool> {
-        let full = self.merge.level().is_full;
+        let full = self.way.level().is_full;
         (full != std::mem::replace(&mut self.is_full, full)).then_some(full)
     }
 
     /// Whether results are on their way to the disk, which makes room.
     pub(super) fn is_clearing(&self) -> bool {
-        self.merge.level().is_clearing
+        self.way.level().is_clearing
     }
 
     /// Whether nothing more can be stored but what the output waits for.
@@ -391,62 +448,78 @@ impl Job {
     }
 
     /// Moves the output on; says what is wrong with it.
-    pub(super) fn poll_sink(&mut self) -> Result<Option<data::SpillError>, MapError> {
-        self.merge.pump();
-        if self.merge.sink_has_failed() {
-            self.close_merge();
-        }
-        if self.delivered.is_none() {
-            self.delivered = self.merge.outcome();
-        }
-        match self.delivered.take() {
-            Some(Err(error)) => Err(error.into()),
-            delivered => {
-                self.delivered = delivered;
-                Ok(self.merge.take_spill_error())
+    pub(super) fn poll_output(&mut self) -> Result<Option<data::SpillError>, MapError> {
+        let delivered = match &mut self.way {
+            Way::Direct(direct) => direct.poll(),
+            Way::Ledger(_) => None,
+        };
+        if let (Some(delivered), Some(outlets)) = (delivered, &mut self.outlets) {
+            match delivered {
+                Ok(report) => outlets.delivered = Some(Ok(report)),
+                Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// Nothing more is accepted: lets the sink end once it has everything that is next.
-    pub(super) fn finish(&mut self) {
-        self.merge.pump();
-        if self.stopped && !self.merge.is_next_ready() {
-            // What waits for an item that was not run is given up; what failed is still told.
-            if !self.closed && !self.results.json {
-                self.merge.abandon();
-            }
-            self.close_merge();
-        } else if self.merge.is_empty() {
-            self.close_merge();
-        }
-    }
-
-    fn close_merge(&mut self) {
-        if !std::mem::replace(&mut self.closed, true) {
-            self.merge.close();
-        }
-    }
-
-    /// Whether the sink has ended.
-    pub(super) fn is_delivered(&self) -> bool {
-        self.delivered.is_some()
+        Ok(self.way.take_spill_error())
     }
 
     /// The bound of what waits in memory.
-    pub(super) fn reorder_bytes_max(&self) -> u64 {
-        self.reorder_bytes_max
+    pub(super) fn kept_bytes_max(&self) -> u64 {
+        match &self.way {
+            Way::Direct(direct) => direct.memory_bytes_max(),
+            Way::Ledger(ledger) => ledger.memory_bytes_max(),
+        }
     }
 
-    /// The attempts that the output waits for (a speculative one beside the first), where they run,
-    /// and how much of their output is here.
-    pub(super) fn head_attempts(
-        &self,
-        attempts: &HashMap<AttemptId, Attempt>,
-    ) -> Vec<(WorkerId, AttemptId, u64)> {
-        let next = self.merge.next_item();
-        let at_head = attempts.iter().filter(|(_, attempt)| attempt.range.contains(next));
-        at_head.map(|(&id, attempt)| (attempt.worker, id, attempt.staged_bytes)).collect()
+    /// The first item that the output waits for, if it must be stored before others.
+    pub(super) fn next_item(&self) -> Option<u64> {
+        match &self.way {
+            Way::Direct(direct) => self.is_full.then(|| direct.merge.next_item()),
+            // The journal takes results in any order, and has room again once the disk has.
+            Way::Ledger(_) => None,
+        }
+    }
+}
+
+impl Way {
+    fn accept(&mut self, attempt: AttemptId, range: ItemRange, within: std::ops::Range<u64>) {
+        match self {
+            Self::Direct(direct) => direct.merge.accept(attempt, range, within),
+            Self::Ledger(ledger) => ledger.accept(attempt, range, within),
+        }
+    }
+
+    fn accept_results(
+        &mut self,
+        attempt: AttemptId,
+        within: std::ops::Range<u64>,
+        results: Box<data::Results>,
+    ) {
+        match self {
+            Self::Direct(direct) => direct.merge.accept_results(attempt, within, results),
+            Self::Ledger(ledger) => ledger.accept_results(attempt, within, results),
+        }
+    }
+
+    fn take_spill_error(&mut self) -> Option<data::SpillError> {
+        match self {
+            Self::Direct(direct) => direct.merge.take_spill_error(),
+            Self::Ledger(ledger) => ledger.take_spill_error(),
+        }
+    }
+
+    /// How many items, from the first on, are in the output.
+    fn delivered_items(&self) -> u64 {
+        match self {
+            Self::Direct(direct) => direct.merge.next_item(),
+            Self::Ledger(_) => 0,
+        }
+    }
+
+    fn level(&self) -> MergeLevel {
+        match self {
+            Self::Direct(direct) => direct.merge.level(),
+            Self::Ledger(ledger) => ledger.level(),
+        }
     }
 }
 
@@ -456,17 +529,6 @@ fn shape(spec: &JobSpec, blocks: BlockRule) -> Shape {
         Runtime::Exec | Runtime::Pipe => ResultShape::Printed,
     };
     Shape { input: spec.framing, results, is_block_wise: blocks.is_block_wise() }
-}
-
-/// Where failures go that nobody asked for by name: the user's state directory.
-fn failures_path() -> PathBuf {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
-    let home = || std::env::home_dir().map(|home| home.join(".local/state"));
-    let directory = state.or_else(home).unwrap_or_else(std::env::temp_dir);
-    let seconds = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    directory.join("widemap").join(format!("failures-{seconds}-{}.jsonl", std::process::id()))
 }
 
 /// Why an item failed of which no attempt told.

@@ -107,6 +107,8 @@ struct Outgoing {
     job: JobId,
     range: ItemRange,
     input: Bytes,
+    /// Where the input begins in the job's.
+    offset: u64,
     progress: Sending,
 }
 
@@ -155,9 +157,16 @@ impl Outbox {
         }
     }
 
-    /// Puts in an assignment with its whole input; it is sent in parts.
-    pub fn assign(&self, attempt: AttemptId, job: JobId, range: ItemRange, input: Bytes) {
-        let outgoing = Outgoing { attempt, job, range, input, progress: Sending::Unsent };
+    /// Puts in an assignment with its whole input, which begins there in the job's; it is sent in parts.
+    pub fn assign(
+        &self,
+        attempt: AttemptId,
+        job: JobId,
+        range: ItemRange,
+        input: Bytes,
+        offset: u64,
+    ) {
+        let outgoing = Outgoing { attempt, job, range, input, offset, progress: Sending::Unsent };
         self.lock().assigns.push_back(outgoing);
     }
 
@@ -245,7 +254,10 @@ impl Outbox {
         let from = usize::try_from(from).unwrap_or(usize::MAX);
         if from < input.len() {
             let progress = Sending::Upto(from);
-            self.lock().assigns.push_back(Outgoing { attempt, job, range, input, progress });
+            // The worker knows where it begins.
+            let offset = 0;
+            let outgoing = Outgoing { attempt, job, range, input, offset, progress };
+            self.lock().assigns.push_back(outgoing);
         }
     }
 
@@ -348,6 +360,7 @@ impl Waiting {
                 attempt: out.attempt,
                 job: out.job,
                 range: out.range,
+                input_offset: out.offset,
                 input_bytes: out.input.len() as u64,
                 input: data,
             }),
@@ -401,7 +414,7 @@ mod tests {
 
     fn put(outbox: &Outbox, attempt: u64, bytes: usize) {
         let range = ItemRange::new(attempt, 1);
-        outbox.assign(AttemptId(attempt), JobId(1), range, Bytes::from(vec![b'x'; bytes]));
+        outbox.assign(AttemptId(attempt), JobId(1), range, Bytes::from(vec![b'x'; bytes]), 0);
     }
 
     #[test]

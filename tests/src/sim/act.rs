@@ -98,7 +98,7 @@ impl Coordinator {
         self.job(job).assigned.push(range);
         let before = self.attempts.insert(attempt, Attempt { worker, job, range, staged_bytes: 0 });
         assert!(before.is_none(), "{attempt} is a new id");
-        self.fleet.outbox(worker).assign(attempt, job, range, input);
+        self.fleet.outbox(worker).assign(attempt, job, range, input, 0);
     }
 
     /// Nothing is assigned twice but to a speculative attempt, on another worker, within its share.

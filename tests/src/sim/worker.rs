@@ -113,6 +113,8 @@ impl Session {
             attempt,
             job: held.job,
             range: held.range,
+            input_offset: 0,
+            input_length: held.input_bytes,
             state: state(held),
             input_bytes: held.received_bytes,
         });

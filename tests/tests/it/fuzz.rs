@@ -138,6 +138,7 @@ fn orders() -> Vec<Order> {
             attempt: AttemptId(7),
             job: JobId(1),
             range: ItemRange::new(5, 2),
+            input_offset: 10,
             input_bytes: 7,
             input: Bytes::from_static(b"a\nb"),
         }),
@@ -171,6 +172,8 @@ fn reports() -> Vec<Report> {
         attempt: AttemptId(7),
         job: JobId(1),
         range: ItemRange::new(4, 2),
+        input_offset: 9,
+        input_length: 12,
         state: HeldState::Running,
         input_bytes: 3,
     };

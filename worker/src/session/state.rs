@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use widemap_common::ids::{AttemptId, ItemRange, JobId};
 use widemap_common::limits::{
     ITEM_BYTES_MAX, JOBS_PER_SESSION_MAX, QUEUE_MAX, SESSION_OUTPUT_BYTES, SLOTS_MAX,
@@ -44,6 +43,7 @@ pub(super) enum Violation {
 pub(super) struct Attempt {
     key: SendKey,
     range: ItemRange,
+    input_offset: u64,
     input_bytes: u64,
     received_bytes: u64,
     /// Where input that comes in parts goes.
@@ -139,6 +139,8 @@ impl Session {
                 attempt: id,
                 job: attempt.key.job,
                 range: attempt.range,
+                input_offset: attempt.input_offset,
+                input_length: attempt.input_bytes,
                 state: state(id, attempt),
                 input_bytes: attempt.received_bytes,
             })
@@ -380,7 +382,7 @@ impl Session {
     }
 
     fn assign(&mut self, assign: Assign) -> Result<(), Violation> {
-        let Assign { attempt: id, job, range, input_bytes, input } = assign;
+        let Assign { attempt: id, job, input_bytes, ref input, .. } = assign;
         self.input.received(input.len());
         if let Some(known) = self.attempts.get_mut(&id) {
             // Answered from what is held, never run twice.
@@ -405,18 +407,12 @@ impl Session {
             return Err(Violation::TooManyAttempts);
         }
         let open = open.clone();
-        self.queue(id, open, range, input_bytes, input);
+        self.queue(open, assign);
         Ok(())
     }
 
-    fn queue(
-        &mut self,
-        id: AttemptId,
-        job: Arc<Job>,
-        range: ItemRange,
-        input_bytes: u64,
-        input: Bytes,
-    ) {
+    fn queue(&mut self, job: Arc<Job>, assign: Assign) {
+        let Assign { attempt: id, range, input_offset, input_bytes, input, .. } = assign;
         let first = *self.first_ticket.get_or_insert_with(|| self.lane.next_ticket());
         let received_bytes = input.len() as u64;
         let (input, stream) = if received_bytes == input_bytes {
@@ -429,6 +425,7 @@ impl Session {
         let attempt = Attempt {
             key: SendKey { job: job.id, first_item: range.first, attempt: id },
             range,
+            input_offset,
             input_bytes,
             received_bytes,
             input: stream,

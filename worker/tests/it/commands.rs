@@ -185,8 +185,14 @@ async fn a_block_streams_through_a_process_while_it_arrives() {
     let parts: Vec<_> = block.chunks(1 << 20).map(bytes::Bytes::copy_from_slice).collect();
     let range = ItemRange::new(0, 300_000);
     let input_bytes = block.len() as u64;
-    let first =
-        Assign { attempt: AttemptId(1), job: JOB, range, input_bytes, input: parts[0].clone() };
+    let first = Assign {
+        attempt: AttemptId(1),
+        job: JOB,
+        range,
+        input_offset: 0,
+        input_bytes,
+        input: parts[0].clone(),
+    };
     link.send(vec![Order::Assign(first)]).await;
     let mut offset = parts[0].len() as u64;
     for data in &parts[1..] {

@@ -358,6 +358,8 @@ async fn a_lower_epoch_is_refused_and_a_higher_one_takes_over_what_is_there() {
         attempt: AttemptId(1),
         job: JOB,
         range: ItemRange::new(5, 1),
+        input_offset: 0,
+        input_length: 2,
         state: HeldState::Running,
         input_bytes: 2,
     };

@@ -285,6 +285,7 @@ pub fn assign_of(job: JobId, attempt: u64, first: u64, input: &[u8]) -> Order {
         attempt: AttemptId(attempt),
         job,
         range: ItemRange::new(first, items),
+        input_offset: 0,
         input_bytes: input.len() as u64,
         input: Bytes::copy_from_slice(input),
     })

@@ -135,7 +135,7 @@ fn failures_say_what_happened_and_where_the_output_lacks_it() {
         String::from_utf8(in_output).unwrap(),
         format!("{common}\"output\":\"\",{rest}}}\n")
     );
-    let place = r#""offset":1,"function":"abc""#;
+    let place = r#""function":"abc","offset":1"#;
     assert_eq!(String::from_utf8(in_file).unwrap(), format!("{common}{rest},{place}}}\n"));
     let (within, results) =
         report.results(ItemRange::new(6, 1), 1, Bytes::from_static(b"c\n")).unwrap();

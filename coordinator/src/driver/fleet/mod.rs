@@ -426,7 +426,7 @@ impl Fleet {
     /// Says goodbye on all links and waits for their tasks; a panic in one of them comes out here.
     /// Lines that workers log meanwhile go to `say`.
     pub(crate) async fn close(
-        mut self,
+        &mut self,
         news: &mut mpsc::Receiver<LinkEvent>,
         mut say: impl FnMut(&str, String),
     ) {

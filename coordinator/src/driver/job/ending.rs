@@ -1,10 +1,9 @@
 //! The end of a job: its output in its place, its receipt, its counts, and how to go on.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Job;
-use crate::data::{self, ItemCounts};
+use super::{Job, Way};
+use crate::data::ItemCounts;
 use crate::driver::plan::{Ending, Outcome};
 use crate::error::MapError;
 use crate::summary::Counts;
@@ -23,7 +22,20 @@ pub(in crate::driver) struct Lost {
 impl Job {
     /// Whether what is left can never be delivered: the sink has failed.
     pub(in crate::driver) fn cannot_deliver(&self) -> bool {
-        self.merge.sink_has_failed()
+        matches!(&self.way, Way::Direct(direct) if direct.merge.sink_has_failed())
+    }
+
+    /// Nothing more is accepted: lets the output end once it has everything that is next.
+    pub(in crate::driver) fn finish(&mut self) {
+        match &mut self.way {
+            Way::Direct(direct) => direct.finish(self.stopped, self.json),
+            Way::Ledger(_) => {}
+        }
+    }
+
+    /// Whether the output has ended.
+    pub(in crate::driver) fn is_delivered(&self) -> bool {
+        self.outlets.as_ref().is_none_or(|outlets| outlets.delivered.is_some())
     }
 
     /// Puts the output in its place, writes the receipt, and says what came of the map. `finished`
@@ -43,7 +55,8 @@ impl Job {
         };
         let mut error = error.or_else(|| self.input_error());
         let complete = error.is_none() && ending == Ending::Complete;
-        let delivered = self.delivered.take();
+        let mut outlets = self.outlets.take().expect("a map of one's own has its outlets");
+        let delivered = outlets.delivered.take();
         let items = ItemCounts {
             read: counts.read,
             ok: counts.ok,
@@ -58,15 +71,17 @@ impl Job {
             error.get_or_insert(unbalanced.into());
         }
         let complete = error.is_none() && ending == Ending::Complete;
-        let placed = self.place_output(complete);
+        let placed = outlets.place_output(complete);
         let delivered = delivered.and_then(Result::ok);
         let told =
             delivered.as_ref().is_some_and(|report| report.failures_kept && report.failures > 0);
-        let receipt =
-            delivered.map_or(Ok(()), |report| self.write_receipt(items, &report, elapsed));
+        let receipt = delivered
+            .map_or(Ok(()), |report| outlets.write_receipt(&self.spec, items, &report, elapsed));
         let mut advice = None;
         match placed.and_then(|partial| receipt.map(|()| partial)) {
-            Ok(partial) => advice = self.advice(ending, partial, items),
+            Ok(partial) => {
+                advice = outlets.advice(ending, partial, items, self.way.delivered_items());
+            }
             Err(failed) => {
                 error.get_or_insert(failed);
             }
@@ -74,7 +89,7 @@ impl Job {
         Outcome {
             ending,
             // What could not be written is not told of.
-            failures_file: (counts.failed > 0 && told).then_some(self.failures_file),
+            failures_file: (counts.failed > 0 && told).then_some(outlets.failures_file),
             failures: self.failures,
             counts,
             advice,
@@ -84,59 +99,6 @@ impl Job {
 
     fn input_error(&mut self) -> Option<MapError> {
         self.input.take_error().map(MapError::from)
-    }
-
-    /// The output in its place if it is complete; else where what there is was kept.
-    fn place_output(&mut self, complete: bool) -> Result<Option<PathBuf>, MapError> {
-        match self.output.take() {
-            None => Ok(None),
-            Some(output) if complete => Ok(output.commit().map(|()| None)?),
-            Some(output) => Ok(output.keep_partial()?),
-        }
-    }
-
-    fn write_receipt(
-        &mut self,
-        items: ItemCounts,
-        report: &data::SinkReport,
-        elapsed: Duration,
-    ) -> Result<(), MapError> {
-        let Some(receipt) = self.receipt.take() else { return Ok(()) };
-        let json = data::receipt_json(&self.spec, items, report, elapsed.as_secs_f64());
-        receipt.write_whole(json.as_bytes()).map_err(MapError::Receipt)
-    }
-
-    /// How to go on after a map that was stopped.
-    fn advice(
-        &self,
-        ending: Ending,
-        partial: Option<PathBuf>,
-        items: ItemCounts,
-    ) -> Option<String> {
-        let kept = partial.map(|path| format!("what there is was kept as {}", path.display()));
-        if items.not_run == 0 || ending == Ending::ReaderGone {
-            return kept;
-        }
-        let done = self.merge.next_item();
-        let rest = match (self.results.unordered, done) {
-            (true, _) => {
-                "to go on, run it again: the output does not tell what is missing".to_owned()
-            }
-            (false, 0) if !matches!(ending, Ending::Signal(_)) => return kept,
-            (false, 0) => "to go on, run it again: nothing of the output was written".to_owned(),
-            (false, done) => format!(
-                "the output has the first {done} of {} items; to go on, map the items from number {} \
-                 on and append the output",
-                items.read,
-                done + 1
-            ),
-        };
-        Some(
-            kept.map_or_else(
-                || format!("stopped: {rest}"),
-                |kept| format!("stopped: {kept}; {rest}"),
-            ),
-        )
     }
 
     /// What was done so far.

@@ -1,0 +1,119 @@
+//! The files that a map of one's own writes: the output, the receipt, the failures file.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use widemap_common::spec::JobSpec;
+
+use crate::data::{
+    self, FailuresFile, Format, ItemCounts, OutputFile, Shape, SinkConfig, SinkTarget,
+};
+use crate::driver::plan::{Ending, Results};
+use crate::error::MapError;
+
+/// See the file's head.
+pub(super) struct Outlets {
+    pub(super) results: Results,
+    output: Option<OutputFile>,
+    receipt: Option<OutputFile>,
+    pub(super) failures_file: PathBuf,
+    /// What came of the output, once it has ended.
+    pub(super) delivered: Option<Result<data::SinkReport, data::SinkError>>,
+}
+
+impl Outlets {
+    /// Makes them, before anything else: what cannot be written is found out before anything runs.
+    /// Beside them comes what writes the output.
+    pub(super) fn create(
+        results: Results,
+        shape: Shape,
+        function: String,
+    ) -> Result<(Self, SinkConfig), MapError> {
+        let output = results.output.as_deref().map(OutputFile::create).transpose()?;
+        let receipt = results.receipt.as_deref().map(OutputFile::create).transpose();
+        let receipt = receipt.map_err(MapError::Receipt)?;
+        let failures_file = results.failures.clone().unwrap_or_else(failures_path);
+        let failures = match results.failures.is_some() {
+            true => FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?,
+            false => FailuresFile::at_first_failure(failures_file.clone()),
+        };
+        let sink = SinkConfig {
+            target: match &output {
+                Some(output) => SinkTarget::output_file(output)?,
+                None => SinkTarget::stdout()?,
+            },
+            format: if results.json { Format::Json } else { Format::Raw { fill: None } },
+            shape,
+            separator: results.separator,
+            is_hashed: results.receipt.is_some(),
+            failures: Some(failures),
+            function,
+        };
+        Ok((Self { results, output, receipt, failures_file, delivered: None }, sink))
+    }
+
+    /// The output in its place if it is complete; else where what there is was kept.
+    pub(super) fn place_output(&mut self, complete: bool) -> Result<Option<PathBuf>, MapError> {
+        match self.output.take() {
+            None => Ok(None),
+            Some(output) if complete => Ok(output.commit().map(|()| None)?),
+            Some(output) => Ok(output.keep_partial()?),
+        }
+    }
+
+    pub(super) fn write_receipt(
+        &mut self,
+        spec: &JobSpec,
+        items: ItemCounts,
+        report: &data::SinkReport,
+        elapsed: Duration,
+    ) -> Result<(), MapError> {
+        let Some(receipt) = self.receipt.take() else { return Ok(()) };
+        let json = data::receipt_json(spec, items, report, elapsed.as_secs_f64());
+        receipt.write_whole(json.as_bytes()).map_err(MapError::Receipt)
+    }
+
+    /// How to go on after a map that was stopped, of which the output has the first `done` items.
+    pub(super) fn advice(
+        &self,
+        ending: Ending,
+        partial: Option<PathBuf>,
+        items: ItemCounts,
+        done: u64,
+    ) -> Option<String> {
+        let kept = partial.map(|path| format!("what there is was kept as {}", path.display()));
+        if items.not_run == 0 || ending == Ending::ReaderGone {
+            return kept;
+        }
+        let rest = match (self.results.unordered, done) {
+            (true, _) => {
+                "to go on, run it again: the output does not tell what is missing".to_owned()
+            }
+            (false, 0) if !matches!(ending, Ending::Signal(_)) => return kept,
+            (false, 0) => "to go on, run it again: nothing of the output was written".to_owned(),
+            (false, done) => format!(
+                "the output has the first {done} of {} items; to go on, map the items from number {} \
+                 on and append the output",
+                items.read,
+                done + 1
+            ),
+        };
+        Some(
+            kept.map_or_else(
+                || format!("stopped: {rest}"),
+                |kept| format!("stopped: {kept}; {rest}"),
+            ),
+        )
+    }
+}
+
+/// Where failures go that nobody asked for by name: the user's state directory.
+fn failures_path() -> PathBuf {
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let home = || std::env::home_dir().map(|home| home.join(".local/state"));
+    let directory = state.or_else(home).unwrap_or_else(std::env::temp_dir);
+    let seconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    directory.join("widemap").join(format!("failures-{seconds}-{}.jsonl", std::process::id()))
+}
