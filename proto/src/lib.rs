@@ -1,7 +1,8 @@
-//! Widemap's wire protocol. [`wire`] is what the build generates; [`session`] has the domain types
-//! that both sides work with; `convert` is the one place where the two meet.
+//! Widemap's wire protocol. [`wire`] is what the build generates; [`session`] and [`jobs`] have the
+//! domain types that both sides work with; `convert` is the one place where the two meet.
 
 mod convert;
+pub mod jobs;
 pub mod session;
 
 /// The generated code: messages, client and server.

@@ -1,15 +1,13 @@
-//! Wire types to domain types and back. A message that does not fit is an error that names the
-//! field: it comes from another build or from nobody of ours, and ends the session.
+//! The session between a coordinator and a worker: orders and reports.
 
 use bytes::Bytes;
-use std::time::Duration;
 use widemap_common::failure::{FailureKind, Fault};
-use widemap_common::framing::Framing;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, Incarnation, ItemRange, JobId};
 use widemap_common::limits::{CHUNK_ITEMS_MAX, NAME_BYTES_MAX, PART_BYTES_MAX};
-use widemap_common::spec::{Directory, Function, JobSpec, Runtime};
-use widemap_common::template::Template;
+use widemap_common::spec::Runtime;
 
+use super::spec::{job_from_wire, job_to_wire};
+use super::{Result, WireError, shown};
 use crate::session::{
     Assign, CoordinatorHello, Credit, Done, HeldAttempt, HeldState, ItemStderr, LeftOut, Order,
     OutputGrant, Part, Progress, Refusal, RefusalCause, Report, Version, WorkerHello,
@@ -18,52 +16,12 @@ use crate::wire;
 use crate::wire::order::Kind as OrderKind;
 use crate::wire::report::Kind as ReportKind;
 
-/// Why a message was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WireError {
-    /// An entry of a kind that this build does not know, or of none.
-    #[error("a message of a kind that this build does not know: the peer is newer")]
-    UnknownKind,
-    /// A field that must be there is not, or has no meaning.
-    #[error("the field `{0}` of a message is missing or has no meaning here")]
-    Field(&'static str),
-    /// A payload arrived changed.
-    #[error("{attempt}: a part of payload arrived changed (crc32c {got:08x}, sent as {sent:08x})")]
-    Checksum {
-        /// Whose.
-        attempt: AttemptId,
-        /// As computed here.
-        got: u32,
-        /// As computed by the sender.
-        sent: u32,
-    },
-    /// A part of payload is longer than the protocol allows.
-    #[error("{attempt}: a part of {bytes} bytes is longer than the protocol allows")]
-    PartTooLong {
-        /// Whose.
-        attempt: AttemptId,
-        /// How long.
-        bytes: usize,
-    },
-}
-
-type Result<T> = std::result::Result<T, WireError>;
-
 fn checked(attempt: AttemptId, data: &Bytes, sent: u32) -> Result<()> {
     if data.len() > PART_BYTES_MAX {
         return Err(WireError::PartTooLong { attempt, bytes: data.len() });
     }
     let got = crc32c::crc32c(data);
     if got == sent { Ok(()) } else { Err(WireError::Checksum { attempt, got, sent }) }
-}
-
-/// Names from a peer are shown to people: bounded, and without control characters.
-fn shown(mut text: String, bytes_max: usize) -> String {
-    if text.len() > bytes_max {
-        text.truncate(text.floor_char_boundary(bytes_max));
-    }
-    text.retain(|c| !c.is_control() || c == '\n' || c == '\t');
-    text
 }
 
 impl From<Vec<Order>> for wire::ToWorker {
@@ -310,84 +268,6 @@ fn version_to_wire(version: Version) -> wire::Version {
 fn version_from_wire(version: Option<wire::Version>) -> Result<Version> {
     let version = version.ok_or(WireError::Field("version"))?;
     Ok(Version { major: version.major, minor: version.minor })
-}
-
-fn job_to_wire(job: JobId, spec: JobSpec) -> wire::OpenJob {
-    use wire::framing::Kind;
-    use wire::open_job::{Directory as WireDirectory, Function as WireFunction};
-    let bytes = Bytes::from;
-    wire::OpenJob {
-        job: job.0,
-        function: Some(match spec.function {
-            Function::Exec { argv } => WireFunction::Exec(wire::Exec {
-                argv: argv.iter().map(|arg| Bytes::copy_from_slice(arg.text())).collect(),
-            }),
-            Function::Pipe { argv } => {
-                WireFunction::Pipe(wire::Pipe { argv: argv.into_iter().map(bytes).collect() })
-            }
-            Function::Builtin { name } => WireFunction::Builtin(wire::Builtin { name }),
-        }),
-        framing: Some(wire::Framing {
-            kind: Some(match spec.framing {
-                Framing::Separator(byte) => Kind::Separator(byte.into()),
-                Framing::LengthPrefixed => Kind::LengthPrefixed(true),
-            }),
-        }),
-        directory: match spec.directory {
-            Directory::Private => None,
-            Directory::Inherit => Some(WireDirectory::Inherit(true)),
-            Directory::Path(path) => Some(WireDirectory::Path(path.into())),
-        },
-        environment: spec
-            .environment
-            .into_iter()
-            .map(|(name, value)| wire::Variable { name: name.into(), value: value.map(bytes) })
-            .collect(),
-        timeout_us: spec
-            .timeout
-            .map_or(0, |t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX).max(1)),
-        max_output: spec.max_output,
-        per_item: spec.per_item,
-    }
-}
-
-fn job_from_wire(open: wire::OpenJob) -> Result<JobSpec> {
-    use wire::framing::Kind;
-    use wire::open_job::{Directory as WireDirectory, Function as WireFunction};
-    let plain = |argv: Vec<Bytes>| match argv.is_empty() {
-        true => Err(WireError::Field("argv")),
-        false => Ok(argv.iter().map(|arg| arg.to_vec()).collect::<Vec<_>>()),
-    };
-    Ok(JobSpec {
-        function: match open.function.ok_or(WireError::UnknownKind)? {
-            WireFunction::Exec(exec) => Function::Exec {
-                argv: plain(exec.argv)?.iter().map(|arg| Template::parse(arg)).collect(),
-            },
-            WireFunction::Pipe(pipe) => Function::Pipe { argv: plain(pipe.argv)? },
-            WireFunction::Builtin(builtin) => Function::Builtin { name: builtin.name },
-        },
-        framing: match open.framing.and_then(|framing| framing.kind) {
-            Some(Kind::Separator(byte)) => {
-                let byte = u8::try_from(byte).map_err(|_| WireError::Field("Framing.separator"))?;
-                Framing::Separator(byte)
-            }
-            Some(Kind::LengthPrefixed(_)) => Framing::LengthPrefixed,
-            None => return Err(WireError::Field("OpenJob.framing")),
-        },
-        directory: match open.directory {
-            None => Directory::Private,
-            Some(WireDirectory::Inherit(_)) => Directory::Inherit,
-            Some(WireDirectory::Path(path)) => Directory::Path(path.to_vec()),
-        },
-        environment: open
-            .environment
-            .into_iter()
-            .map(|v| (v.name.to_vec(), v.value.map(|value| value.to_vec())))
-            .collect(),
-        timeout: (open.timeout_us > 0).then(|| Duration::from_micros(open.timeout_us)),
-        max_output: open.max_output,
-        per_item: open.per_item,
-    })
 }
 
 fn held_to_wire(held: HeldAttempt) -> wire::HeldAttempt {

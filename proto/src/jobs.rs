@@ -1,0 +1,481 @@
+//! What users and a coordinator that serves say to each other of jobs, as the program sees it. The
+//! wire's own types stay in this crate.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use widemap_common::failure::FailureKind;
+use widemap_common::ids::{AttemptId, ItemRange, JobId};
+use widemap_common::limits::ITEM_CHARS_SHOWN;
+use widemap_common::spec::{Function, JobSpec};
+
+/// Everything about a job but its items.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Submission {
+    /// For people; empty if it was given none.
+    pub name: String,
+    /// Whoever submits with the key of a job that there is gets that job.
+    pub submit_key: Option<String>,
+    /// What workers must know of it.
+    pub spec: JobSpec,
+    /// How items become chunks.
+    pub blocks: Blocks,
+    /// How it is to be run.
+    pub policy: Policy,
+    /// How its results are written.
+    pub output: OutputForm,
+    /// Who submits, for people: `ann@host`.
+    pub submitter: String,
+    /// The submitter's wall clock: Unix time in milliseconds. To be shown, and for nothing else.
+    pub submitted_ms: u64,
+}
+
+/// How items become chunks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Blocks {
+    /// Chunks of any size.
+    ItemWise,
+    /// Each block has at least so many bytes of whole items.
+    Fixed(u64),
+    /// Blocks grow from small ones.
+    Schedule,
+}
+
+/// How a job is to be run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// More runs of a failed item.
+    pub retries: u32,
+    /// Worker deaths that may be charged to what was running.
+    pub crash_limit: u32,
+    /// A fixed number of items a chunk; adaptive if not given.
+    pub chunk_items: Option<u32>,
+    /// What an attempt should take.
+    pub chunk_target: Duration,
+    /// The share of the workers relative to other jobs of its priority; at least 1.
+    pub weight: u32,
+    /// Jobs of a higher one come first.
+    pub priority: i32,
+    /// Whether stragglers get a speculative attempt.
+    pub speculate: bool,
+    /// Labels that a worker must have.
+    pub require: BTreeMap<String, String>,
+}
+
+/// How results are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutputForm {
+    /// JSON lines, or the raw bytes.
+    pub json: bool,
+    /// As they come, not in the order of the items.
+    pub unordered: bool,
+    /// What a line ends in that is added to raw output.
+    pub separator: u8,
+}
+
+/// A message of a submission.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Submitting {
+    /// The first one.
+    Begin(Box<Submission>),
+    /// A part of the items.
+    Items(JobPart),
+    /// The last one: the length of the input.
+    End(u64),
+}
+
+/// A part of a job's input or output.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JobPart {
+    /// Where it begins.
+    pub offset: u64,
+    /// At most [`widemap_common::limits::PART_BYTES_MAX`].
+    pub data: Bytes,
+}
+
+/// A job was submitted, now or before.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Submitted {
+    /// The job.
+    pub job: Job,
+    /// It was there already, submitted with the same key.
+    pub was_there: bool,
+}
+
+/// How far results are known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Position {
+    /// Bytes of the output.
+    pub output_bytes: u64,
+    /// Failures.
+    pub failures: u64,
+}
+
+/// A message of results.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Collecting {
+    /// A part of the output.
+    Output(JobPart),
+    /// Failures: how many there are before them, and the lines of the failures file, each a JSON object.
+    Failures(u64, Vec<Bytes>),
+    /// The job has ended, and all of it was sent.
+    Ended(Box<Job>),
+}
+
+/// Which job is meant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum JobName {
+    /// This one.
+    Id(JobId),
+    /// The one that was submitted with this key.
+    SubmitKey(String),
+}
+
+/// A job, as people and programs look at it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Job {
+    /// Which.
+    pub id: JobId,
+    /// For people; may be empty.
+    pub name: String,
+    /// What it was submitted with.
+    pub submit_key: Option<String>,
+    /// Who submitted it, for people.
+    pub submitter: String,
+    /// What it runs, for a person, cut short.
+    pub function: String,
+    /// Its share.
+    pub weight: u32,
+    /// Its priority.
+    pub priority: i32,
+    /// When it was durable: Unix time in milliseconds.
+    pub created_ms: u64,
+    /// The length of its input.
+    pub input_bytes: u64,
+    /// How its results are written.
+    pub output: OutputForm,
+    /// How far it is.
+    pub status: JobStatus,
+}
+
+/// How far a job is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JobStatus {
+    /// Whether it runs.
+    pub state: JobState,
+    /// What has become of its items.
+    pub counts: JobCounts,
+    /// Bytes of the output that are final.
+    pub output_bytes: u64,
+    /// When it first ran: Unix time in milliseconds.
+    pub started_ms: Option<u64>,
+    /// What it waits for, in one sentence.
+    pub waits_for: Option<String>,
+}
+
+/// Whether a job runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum JobState {
+    /// Nothing of it has run yet.
+    Queued,
+    /// It may.
+    Running,
+    /// Nothing more of it is started until it is unpaused.
+    Paused,
+    /// It is over.
+    Ended(Ending),
+}
+
+/// How a job ended, and when: Unix time in milliseconds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ending {
+    /// How.
+    pub how: How,
+    /// When.
+    pub ended_ms: u64,
+}
+
+/// How a job ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum How {
+    /// Every item has its result or its failure.
+    Complete,
+    /// Somebody gave it up.
+    Cancelled,
+    /// No worker can run it: each one and why.
+    Unusable(String),
+    /// The coordinator could not go on with it: why.
+    Failed(String),
+}
+
+/// What has become of a job's items.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct JobCounts {
+    /// Items that were read from the input so far.
+    pub read: u64,
+    /// All items, once all of the input is read.
+    pub total: Option<u64>,
+    /// Items that succeeded.
+    pub ok: u64,
+    /// Items that failed for good.
+    pub failed: u64,
+    /// Runs of items beyond their first.
+    pub retried: u64,
+    /// Attempts at chunks.
+    pub attempts: u64,
+    /// Speculative attempts that came in first.
+    pub speculative_wins: u64,
+    /// Workers that ran anything of it or could have.
+    pub workers: u64,
+    /// Workers that were lost while they had attempts of it.
+    pub workers_lost: u64,
+}
+
+/// The last word on a job, as it is kept: what [`JobStatus`] of an ended job is made from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// How, and when.
+    pub ending: Ending,
+    /// What was done.
+    pub counts: JobCounts,
+    /// When it first ran: Unix time in milliseconds.
+    pub started_ms: Option<u64>,
+}
+
+/// Why a job or an item of it is where it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Explanation {
+    /// What it waits for, in one sentence.
+    pub sentence: String,
+    /// The attempts that are known, the oldest first; of a job the latest ones.
+    pub attempts: Vec<AttemptTold>,
+}
+
+/// One attempt, as people and programs look at it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttemptTold {
+    /// Which.
+    pub attempt: AttemptId,
+    /// The items that it was of.
+    pub range: ItemRange,
+    /// Where, for a person.
+    pub worker: String,
+    /// When it was assigned: Unix time in milliseconds.
+    pub assigned_ms: u64,
+    /// How long it ran so far, or until its end.
+    pub ran: Duration,
+    /// How it is, or how it ended.
+    pub state: AttemptState,
+    /// More of it, for a person; may be empty.
+    pub remark: String,
+    /// Whether it was a second one, of a straggler.
+    pub speculative: bool,
+}
+
+/// How an attempt is, or how it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AttemptState {
+    /// Sent, and not started.
+    Waiting,
+    /// Runs.
+    Running,
+    /// All of its items succeeded.
+    Succeeded,
+    /// Some of its items failed.
+    Failed,
+    /// Its worker died, or was not heard of again.
+    Lost,
+    /// Ended by the coordinator: another one was first, or the job was given up.
+    Cancelled,
+    /// Given back, not started.
+    Revoked,
+    /// Its result did not fit.
+    Rejected,
+}
+
+/// A place of a worker, and the worker there if one is attached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkerTold {
+    /// Where it is: `HOST:PORT`.
+    pub address: String,
+    /// What named it.
+    pub sources: Vec<String>,
+    /// `ready`, or why it is not used.
+    pub state: String,
+    /// None where no worker is attached.
+    pub worker: Option<WorkerTraits>,
+}
+
+/// A worker that is attached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkerTraits {
+    /// Its name.
+    pub name: String,
+    /// Its build.
+    pub build: String,
+    /// Running attempts at a time.
+    pub slots: u32,
+    /// The runtimes that it allows, by name.
+    pub runtimes: Vec<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The measured round trip to it.
+    pub round_trip: Option<Duration>,
+    /// It is given no work for so long.
+    pub left_out: Option<Duration>,
+    /// Attempts of this coordinator that run there.
+    pub running: u32,
+    /// Attempts of it that wait there.
+    pub waiting: u32,
+}
+
+/// Which jobs are to be removed: those that have ended, of these.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Prune {
+    /// Only these; all if empty.
+    pub jobs: Vec<JobId>,
+    /// Only those that ended longer ago.
+    pub ended_before: Duration,
+}
+
+/// What was removed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Pruned {
+    /// Which.
+    pub jobs: Vec<JobId>,
+    /// The room on disk that it gave back.
+    pub freed_bytes: u64,
+}
+
+impl Submission {
+    /// What differs between two submissions that have the same key, for a person; `None` if they are of
+    /// one job. Who submits and when makes no difference.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Option<&'static str> {
+        let (spec, others) = (&self.spec, &other.spec);
+        let (policy, other_policy) = (&self.policy, &other.policy);
+        [
+            (spec.function != others.function, "what it runs"),
+            (spec.framing != others.framing, "how its items are separated"),
+            (self.blocks != other.blocks, "the size of its blocks (--block)"),
+            (spec.directory != others.directory, "its directory (--wd)"),
+            (spec.environment != others.environment, "its environment (--env)"),
+            (spec.timeout != others.timeout, "its time limit (--timeout)"),
+            (spec.max_output != others.max_output, "its output limit (--max-output)"),
+            (policy.retries != other_policy.retries, "its retries (--retries)"),
+            (policy.require != other_policy.require, "the labels that it requires (--require)"),
+            (
+                (policy.weight, policy.priority) != (other_policy.weight, other_policy.priority),
+                "its weight or priority (--weight, --priority)",
+            ),
+            (policy != other_policy, "how it is to be run"),
+            (self.output != other.output, "the form of its results (--format, --unordered)"),
+            (self.name != other.name, "its name (--name)"),
+        ]
+        .into_iter()
+        .find_map(|(differs, what)| differs.then_some(what))
+    }
+
+    /// What it runs, for a person, cut short.
+    #[must_use]
+    pub fn function_shown(&self) -> String {
+        let words: Vec<_> = match &self.spec.function {
+            Function::Exec { argv } => {
+                argv.iter().map(|word| String::from_utf8_lossy(word.text())).collect()
+            }
+            Function::Pipe { argv } => {
+                argv.iter().map(|word| String::from_utf8_lossy(word)).collect()
+            }
+            Function::Builtin { name } => vec!["--builtin".into(), name.as_str().into()],
+        };
+        let text = words.join(" ");
+        let mut shown: String = text
+            .chars()
+            .take(ITEM_CHARS_SHOWN)
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        if text.chars().nth(ITEM_CHARS_SHOWN).is_some() {
+            shown.push('…');
+        }
+        shown
+    }
+}
+
+impl JobStatus {
+    /// A job of which nothing has run.
+    #[must_use]
+    pub fn queued() -> Self {
+        Self {
+            state: JobState::Queued,
+            counts: JobCounts::default(),
+            output_bytes: 0,
+            started_ms: None,
+            waits_for: None,
+        }
+    }
+
+    /// A job that is over.
+    #[must_use]
+    pub fn ended(ended: Ended, output_bytes: u64) -> Self {
+        Self {
+            state: JobState::Ended(ended.ending),
+            counts: ended.counts,
+            output_bytes,
+            started_ms: ended.started_ms,
+            waits_for: None,
+        }
+    }
+
+    /// How it ended; none while it has not.
+    #[must_use]
+    pub fn ending(&self) -> Option<&Ending> {
+        match &self.state {
+            JobState::Ended(ending) => Some(ending),
+            JobState::Queued | JobState::Running | JobState::Paused => None,
+        }
+    }
+}
+
+impl JobState {
+    /// The word that listings use.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Ended(Ending { how, .. }) => match how {
+                How::Complete => "complete",
+                How::Cancelled => "cancelled",
+                How::Unusable(_) => "unusable",
+                How::Failed(_) => "failed",
+            },
+        }
+    }
+}
+
+impl JobCounts {
+    /// Items that were read, and have neither a result nor a failure.
+    #[must_use]
+    pub fn not_final(&self) -> u64 {
+        self.read.saturating_sub(self.ok + self.failed)
+    }
+}
+
+impl AttemptState {
+    /// The word that listings use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Succeeded => "ok",
+            Self::Failed => "failed",
+            Self::Lost => FailureKind::Lost.name(),
+            Self::Cancelled => FailureKind::Cancelled.name(),
+            Self::Revoked => "given back",
+            Self::Rejected => "rejected",
+        }
+    }
+}
