@@ -301,3 +301,18 @@ pub const ECHOES_MAX: usize = 8;
 
 /// Addresses of an announced place that are tried.
 pub const HINTED_ADDRESSES_MAX: usize = 4;
+
+/// Jobs of a coordinator that serves which have not ended, unless told (`--jobs-max`).
+pub const JOBS_WAITING_MAX: usize = 10_000;
+
+/// Submissions that are on their way in at a time.
+pub const SUBMISSIONS_MAX: usize = 256;
+
+/// What users ask of the driver and waits for its turn.
+pub const REQUEST_QUEUE: usize = 64;
+
+/// How long the driver may take to answer what a user asks.
+pub const REQUEST_MS: u64 = 10_000;
+
+/// Jobs in one page of a list.
+pub const JOBS_LISTED_MAX: usize = 1_000;

@@ -15,6 +15,8 @@ mod logging;
 mod places;
 mod progress;
 mod say;
+#[allow(dead_code, unused_imports, reason = "the API that uses it comes next")]
+mod service;
 mod session;
 mod summary;
 

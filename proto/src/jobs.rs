@@ -117,10 +117,22 @@ pub struct Position {
 pub enum Collecting {
     /// A part of the output.
     Output(JobPart),
-    /// Failures: how many there are before them, and the lines of the failures file, each a JSON object.
-    Failures(u64, Vec<Bytes>),
+    /// Items that failed for good.
+    Failures(FailuresPart),
     /// The job has ended, and all of it was sent.
     Ended(Box<Job>),
+}
+
+/// Failures, in the order of the output.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FailuresPart {
+    /// How many whole ones there are before them.
+    pub first: u64,
+    /// Lines of the failures file, each a JSON object without the newline; the first may be the rest of
+    /// one that the part before it has begun.
+    pub records: Vec<Bytes>,
+    /// The last one goes on in the next part.
+    pub is_unfinished: bool,
 }
 
 /// Which job is meant.

@@ -10,8 +10,8 @@ use widemap_common::limits::{NAME_BYTES_MAX, PART_BYTES_MAX};
 use super::spec::{job_from_wire, job_to_wire};
 use super::{Result, WireError, shown};
 use crate::jobs::{
-    Blocks, Collecting, Ended, Ending, How, JobCounts, JobName, JobPart, OutputForm, Policy,
-    Position, Submission, Submitted, Submitting,
+    Blocks, Collecting, Ended, Ending, FailuresPart, How, JobCounts, JobName, JobPart, OutputForm,
+    Policy, Position, Submission, Submitted, Submitting,
 };
 use crate::wire;
 
@@ -244,10 +244,12 @@ impl From<Collecting> for wire::ResultsReply {
                 crc32c: crc32c::crc32c(&part.data),
                 data: part.data,
             }),
-            Collecting::Failures(first, records) => {
-                let crc32c = checksum(&records);
-                Kind::Failures(wire::Failures { first, records, crc32c })
-            }
+            Collecting::Failures(part) => Kind::Failures(wire::Failures {
+                first: part.first,
+                crc32c: checksum(&part.records),
+                records: part.records,
+                unfinished: part.is_unfinished,
+            }),
             Collecting::Ended(job) => Kind::Ended((*job).into()),
         };
         Self { kind: Some(kind) }
@@ -268,7 +270,11 @@ impl TryFrom<wire::ResultsReply> for Collecting {
                     let (of, offset) = ("the failures", failures.first);
                     return Err(WireError::Changed { of, offset, got, sent });
                 }
-                Self::Failures(failures.first, failures.records)
+                Self::Failures(FailuresPart {
+                    first: failures.first,
+                    records: failures.records,
+                    is_unfinished: failures.unfinished,
+                })
             }
             Kind::Ended(job) => Self::Ended(Box::new(job.try_into()?)),
         })

@@ -1,0 +1,161 @@
+//! Reads the results of a job for one who collects them: what is durable, then what becomes so, as fast
+//! as it is taken.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::watch;
+use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, PART_BYTES_MAX};
+use widemap_proto::jobs::{Collecting, FailuresPart, JobPart, Position};
+
+use super::desk::DeskError;
+use super::ledger::{Next, ShelfCursor};
+use super::registry::JobEntry;
+
+/// See the file's head.
+pub(crate) struct Collect {
+    entry: Arc<JobEntry>,
+    cursor: Option<Box<dyn ShelfCursor>>,
+    changes: watch::Receiver<u64>,
+    at: Position,
+    /// What was read and is not given away yet.
+    ahead: Option<Next>,
+    /// What is left of a failure that is longer than a part.
+    rest: Option<Bytes>,
+    is_over: bool,
+}
+
+/// What is told at once.
+struct Batch {
+    cursor: Box<dyn ShelfCursor>,
+    told: Told,
+    ahead: Option<Next>,
+}
+
+enum Told {
+    Output(Bytes),
+    Failures(Vec<Bytes>),
+    Nothing,
+    End,
+}
+
+impl Collect {
+    pub(super) fn new(entry: Arc<JobEntry>, position: Position) -> Result<Self, DeskError> {
+        let changes = entry.shelf.changes();
+        let there =
+            Position { output_bytes: entry.shelf.output_bytes(), failures: entry.shelf.failures() };
+        // Nobody has been given what is not durable: it is another job's, or another coordinator's.
+        if position.output_bytes > there.output_bytes || position.failures > there.failures {
+            return Err(DeskError::NotReached { job: entry.id, wanted: position, there });
+        }
+        let cursor = Some(entry.shelf.read_from(position));
+        Ok(Self { entry, cursor, changes, at: position, ahead: None, rest: None, is_over: false })
+    }
+
+    /// What comes next, as soon as it is there; `None` once the job's end was told. Whoever does not
+    /// await it to the end does not ask again.
+    ///
+    /// # Errors
+    /// If results cannot be read, or nobody writes any more.
+    pub(crate) async fn next(&mut self) -> Result<Option<Collecting>, DeskError> {
+        if self.is_over {
+            return Ok(None);
+        }
+        if let Some(rest) = self.rest.take() {
+            return Ok(Some(self.failures(vec![rest])));
+        }
+        loop {
+            self.changes.borrow_and_update();
+            match self.read().await? {
+                Told::Output(data) => {
+                    let part = JobPart { offset: self.at.output_bytes, data };
+                    self.at.output_bytes += part.data.len() as u64;
+                    return Ok(Some(Collecting::Output(part)));
+                }
+                Told::Failures(records) => return Ok(Some(self.failures(records))),
+                Told::End => {
+                    self.is_over = true;
+                    return Ok(Some(Collecting::Ended(Box::new(self.entry.told()))));
+                }
+                Told::Nothing => {
+                    self.changes.changed().await.map_err(|_| DeskError::Stopping)?;
+                }
+            }
+        }
+    }
+
+    /// A part of failures; what is too long for it goes into the next one.
+    fn failures(&mut self, mut records: Vec<Bytes>) -> Collecting {
+        let first = self.at.failures;
+        if let Some(last) = records.last_mut()
+            && last.len() > PART_BYTES_MAX
+        {
+            self.rest = Some(last.split_off(PART_BYTES_MAX));
+        }
+        let is_unfinished = self.rest.is_some();
+        self.at.failures += records.len() as u64 - u64::from(is_unfinished);
+        Collecting::Failures(FailuresPart { first, records, is_unfinished })
+    }
+
+    /// Reads on a thread that may wait for the disk.
+    async fn read(&mut self) -> Result<Told, DeskError> {
+        let cursor = self.cursor.take().ok_or(DeskError::Stopping)?;
+        let ahead = self.ahead.take();
+        let read = tokio::task::spawn_blocking(move || gather(cursor, ahead)).await;
+        let batch = match read {
+            Ok(read) => read,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return Err(DeskError::Stopping),
+        };
+        let Batch { cursor, told, ahead } =
+            batch.map_err(|source| DeskError::Unreadable { job: self.entry.id, source })?;
+        self.cursor = Some(cursor);
+        self.ahead = ahead;
+        Ok(told)
+    }
+}
+
+/// Takes what comes next, and what small neighbours of the same kind come after it.
+fn gather(mut cursor: Box<dyn ShelfCursor>, ahead: Option<Next>) -> std::io::Result<Batch> {
+    let first = match ahead {
+        Some(next) => next,
+        None => cursor.next()?,
+    };
+    let (told, ahead) = match first {
+        Next::Wait => (Told::Nothing, None),
+        Next::End => (Told::End, None),
+        Next::Output(data) if data.len() >= BATCH_BYTES_MAX => (Told::Output(data), None),
+        Next::Output(data) => {
+            let mut gathered = BytesMut::from(data);
+            let ahead = loop {
+                match cursor.next()? {
+                    Next::Output(more) if gathered.len() + more.len() <= PART_BYTES_MAX => {
+                        gathered.extend_from_slice(&more);
+                    }
+                    other => break other,
+                }
+            };
+            (Told::Output(gathered.freeze()), Some(ahead))
+        }
+        Next::Failure(record) => {
+            let mut bytes = record.len();
+            let mut records = vec![record];
+            let ahead = loop {
+                if bytes >= BATCH_BYTES_MAX || records.len() == BATCH_ENTRIES_MAX {
+                    break None;
+                }
+                match cursor.next()? {
+                    // A long one goes by itself.
+                    Next::Failure(more) if bytes + more.len() <= PART_BYTES_MAX => {
+                        bytes += more.len();
+                        records.push(more);
+                    }
+                    other => break Some(other),
+                }
+            };
+            (Told::Failures(records), ahead)
+        }
+    };
+    // What there is not yet is asked for again.
+    Ok(Batch { cursor, told, ahead: ahead.filter(|next| *next != Next::Wait) })
+}
