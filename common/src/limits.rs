@@ -234,8 +234,21 @@ pub const DEATHS_NEAR_MAX: u32 = 2;
 /// Jobs that have ended of which the scheduler still knows the counts.
 pub const COUNTS_KEPT: usize = 64;
 
-/// Runs of a job that did not succeed and are remembered, for `widemap explain`.
+/// Attempts of a job that did not succeed and are remembered, for `widemap explain`.
 pub const HISTORY_MAX: usize = 1_024;
+
+/// The same, of those that did.
+pub const HISTORY_RECENT_MAX: usize = 64;
+
+/// Jobs of a service that are open at a time: their input is being read, and they share the workers.
+pub const JOBS_OPEN_MAX: usize = 64;
+
+/// A coordinator that starts again waits so long for its former workers before it gives out work, in
+/// milliseconds: what they hold need not run again.
+pub const RETURN_MS: u64 = 2_000;
+
+/// How often a service publishes how far its jobs are, in milliseconds.
+pub const STATUS_MS: u64 = 500;
 
 /// Lines of one item's standard error that are shown: the last ones.
 pub const STDERR_LINES_SHOWN: usize = 20;
@@ -316,3 +329,18 @@ pub const REQUEST_MS: u64 = 10_000;
 
 /// Jobs in one page of a list.
 pub const JOBS_LISTED_MAX: usize = 1_000;
+
+/// The journal makes durable what has gathered in so many milliseconds, or so many bytes of it.
+pub const JOURNAL_COMMIT_MS: u64 = 20;
+
+/// See [`JOURNAL_COMMIT_MS`].
+pub const JOURNAL_COMMIT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Bytes that wait for the journal's disk; beyond it no more results are asked for.
+pub const JOURNAL_QUEUE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A record of the journal's facts is not made longer than about that.
+pub const JOURNAL_RECORD_BYTES: usize = 256 * 1024 * 1024;
+
+/// A segment of the journal's results is not made longer than about that.
+pub const JOURNAL_SEGMENT_BYTES: u64 = 1024 * 1024 * 1024;

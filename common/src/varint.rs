@@ -1,16 +1,24 @@
 //! Packed lists of small numbers (LEB128, as protobuf packs them), read only where they are
 //! wanted: a million item lengths cost nothing to a reader that does not look.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 
 /// Appends `value`.
-pub fn push(list: &mut BytesMut, mut value: u64) {
+pub fn push(list: &mut impl BufMut, mut value: u64) {
     while value >= 0x80 {
         // The low seven bits, with the mark that more follow.
         list.put_u8(value as u8 | 0x80);
         value >>= 7;
     }
     list.put_u8(value as u8);
+}
+
+/// Reads the first number of a list, and tells how many bytes it takes. `None` if it is malformed.
+#[must_use]
+pub fn read(list: &[u8]) -> Option<(u64, usize)> {
+    let mut rest = Iter { rest: list };
+    let value = rest.next()?;
+    Some((value, list.len() - rest.rest.len()))
 }
 
 /// Reads a packed list from its start. Ends at the first malformed number.
@@ -45,6 +53,7 @@ impl Iterator for Iter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::BytesMut;
 
     #[test]
     fn numbers_come_back() {

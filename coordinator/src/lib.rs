@@ -10,6 +10,7 @@ mod driver;
 mod embedded;
 mod error;
 mod exit;
+mod failpoint;
 mod journal;
 mod logging;
 mod places;

@@ -148,7 +148,8 @@ impl Scheduler {
             state => unreachable!("a chunk that is {state:?} is not assigned"),
         };
         let (job, range) = (self.jobs[entry.job].id, entry.range);
-        actions.push(Action::Assign { worker: worker_id, attempt, job, range });
+        let speculative = matches!(entry.state, ChunkState::Out { twin: Some(_), .. });
+        actions.push(Action::Assign { worker: worker_id, attempt, job, range, speculative });
     }
 
     /// Asks for attempts that wait elsewhere, for slots that would be idle.

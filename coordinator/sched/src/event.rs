@@ -88,8 +88,8 @@ pub enum Action {
     /// longer item goes alone; block-wise jobs cut their own blocks). Answered at once by as many
     /// [`Event::ChunkCut`] as there are, and [`Event::CutEnded`] if there are fewer than asked for.
     Cut { job: JobId, chunks: u32, items_max: u32, bytes_max: u64 },
-    /// Send these items to the worker.
-    Assign { worker: WorkerId, attempt: AttemptId, job: JobId, range: ItemRange },
+    /// Send these items to the worker. A speculative attempt is a second one beside another.
+    Assign { worker: WorkerId, attempt: AttemptId, job: JobId, range: ItemRange, speculative: bool },
     /// Ask for an attempt back.
     Revoke { worker: WorkerId, attempt: AttemptId },
     /// End an attempt; nothing that it sends counts any more. Answered by [`Event::Cancelled`] once

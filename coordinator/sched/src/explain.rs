@@ -100,14 +100,31 @@ impl Scheduler {
         } else {
             ""
         };
-        let of_it = match self.chunks[head].state {
+        format!("{waits}, {}{full}.", self.explain_chunk(head))
+    }
+
+    /// The same for one item, counted from 0, that is in a chunk; none if it is not cut, or final.
+    #[must_use]
+    pub fn explain_item(&self, id: JobId, item: u64) -> Option<String> {
+        let job = &self.jobs[self.job(id)?];
+        let next = |&key: &Key<Chunk>| self.chunks[key].next;
+        let mut chunks = std::iter::successors(job.first, next);
+        let chunk = chunks.find(|&key| self.chunks[key].range.contains(item))?;
+        let range = self.chunks[chunk].range;
+        Some(format!("Item {} is in {id}/{range}, {}.", item + 1, self.explain_chunk(chunk)))
+    }
+
+    fn explain_chunk(&self, chunk: Key<Chunk>) -> String {
+        match self.chunks[chunk].state {
             ChunkState::Out { attempt, .. } => self.explain_out(attempt),
             ChunkState::Paused { until } => {
                 format!("which failed and runs again in {:.1?}", until.since(self.now))
             }
-            ChunkState::Ready => format!("which is queued: {}", self.explain_queued(head)),
-        };
-        format!("{waits}, {of_it}{full}.")
+            ChunkState::Ready if self.jobs[self.chunks[chunk].job].paused => {
+                "which is queued, and its job is paused".into()
+            }
+            ChunkState::Ready => format!("which is queued: {}", self.explain_queued(chunk)),
+        }
     }
 
     fn explain_no_chunk(&self, job: &Job) -> String {

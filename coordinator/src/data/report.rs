@@ -94,6 +94,11 @@ pub struct FailureRecord {
 }
 
 impl Report {
+    /// The message of the first item that failed, if one did.
+    pub(crate) fn first_fault(&self) -> Option<&str> {
+        self.faults.first().map(|fault| fault.message.as_str())
+    }
+
     /// What `done` tells of an attempt at `range`. `framed` says how results lie in the output if
     /// there is exactly one for each good item, as for builtin functions.
     #[must_use]

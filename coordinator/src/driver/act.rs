@@ -1,12 +1,13 @@
 //! What the scheduler asks for, carried out.
 
-use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
+use widemap_common::ids::{AttemptId, JobId, WorkerId};
 use widemap_common::limits::{OUTPUT_WINDOW_BYTES, PART_BYTES_MIN};
+use widemap_proto::jobs::AttemptState;
 use widemap_proto::session::{LeftOut, Order, OutputGrant};
 use widemap_sched::event::{Action, Event};
 
 use super::core::{Attempt, Core, Verdict};
-use super::job::{Ended, Job};
+use super::job::Job;
 use crate::journal::Durable;
 use crate::session::Recalled;
 
@@ -19,8 +20,10 @@ impl Core {
             Action::Cut { job, chunks, items_max, bytes_max } => {
                 self.cut(job, chunks, items_max, bytes_max);
             }
-            Action::Assign { worker, attempt, job, range } => {
-                self.assign(worker, attempt, job, range);
+            Action::Assign { worker, attempt, job, range, speculative } => {
+                let (assigned, staged_bytes) = (self.now, 0);
+                let entry = Attempt { job, worker, range, assigned, speculative, staged_bytes };
+                self.assign(attempt, entry);
             }
             Action::Revoke { worker, attempt } => self.revoke(worker, attempt),
             Action::Cancel { worker, attempt } => self.cancel_attempt(worker, attempt),
@@ -33,14 +36,13 @@ impl Core {
             Action::Fail { job, range, ref failure } => {
                 let name = failure.worker.map(|worker| self.fleet.name(worker));
                 if let Some(job) = self.jobs.get_mut(&job) {
-                    job.fail_items(self.now, range, failure, name);
+                    job.fail_items(range, failure, name);
                 }
             }
             Action::Retry { job, range, kind, worker, runs } => {
                 tracing::info!(%job, %range, %kind, %worker, runs, "runs again");
-                let (at, worker) = (self.now, self.fleet.name(worker).to_owned());
                 if let Some(job) = self.jobs.get_mut(&job) {
-                    job.retried(Ended { at, range, kind, worker, runs, again: true });
+                    job.retried(range);
                 }
             }
             Action::Release { worker, attempt } => self.release(worker, attempt),
@@ -60,9 +62,14 @@ impl Core {
 
     /// The worker may forget an attempt, once what was accepted of it is safe.
     fn release(&mut self, worker: WorkerId, attempt: AttemptId) {
-        let job = self.attempts.remove(&attempt).map(|entry| entry.job);
-        let job = job.and_then(|job| self.jobs.get_mut(&job));
-        match job.and_then(|job| job.release(attempt)) {
+        let entry = self.attempts.remove(&attempt);
+        let ticket = entry.and_then(|entry| {
+            let job = self.jobs.get_mut(&entry.job)?;
+            let (state, remark) = job.verdict_on(attempt);
+            job.note(entry.ended(attempt, self.now, state, &remark));
+            job.release(attempt)
+        });
+        match ticket {
             Some(ticket) => self.unsettled.wait(ticket, worker, attempt),
             None => self.forget(worker, attempt),
         }
@@ -127,14 +134,15 @@ impl Core {
         }
     }
 
-    fn assign(&mut self, worker: WorkerId, attempt: AttemptId, job: JobId, range: ItemRange) {
+    fn assign(&mut self, attempt: AttemptId, entry: Attempt) {
+        let Attempt { job, worker, range, .. } = entry;
         // The actions of one event go on after one of them has ended the job.
         let Some(open) = self.jobs.get_mut(&job).filter(|open| !open.is_stopped()) else { return };
         let (input, offset) = match open.input_of(range) {
             Ok(input) => input,
             Err(error) => return self.verdicts.push(Verdict::Failed(job, error)),
         };
-        self.attempts.insert(attempt, Attempt { job, worker, range, staged_bytes: 0 });
+        self.attempts.insert(attempt, entry);
         if let Some(link) = self.fleet.link(worker) {
             link.outbox.assign(attempt, job, range, input, offset);
             self.dirty.insert(worker);
@@ -144,6 +152,7 @@ impl Core {
     fn revoke(&mut self, worker: WorkerId, attempt: AttemptId) {
         let Some(link) = self.fleet.link(worker) else { return };
         if link.outbox.recall_unsent(attempt) {
+            // Nobody has heard of it: it is not worth remembering.
             self.attempts.remove(&attempt);
             self.events.push_back(Event::Revoked { attempt });
         } else {
@@ -153,7 +162,7 @@ impl Core {
     }
 
     fn cancel_attempt(&mut self, worker: WorkerId, attempt: AttemptId) {
-        self.drop_attempt(attempt);
+        self.drop_attempt(attempt, AttemptState::Cancelled, "");
         let Some(link) = self.fleet.link(worker) else { return };
         match link.outbox.recall(attempt) {
             Recalled::Unsent => self.events.push_back(Event::Cancelled { worker, attempt }),
@@ -161,11 +170,12 @@ impl Core {
         }
     }
 
-    /// Forgets an attempt, and what is here of its output.
-    pub(super) fn drop_attempt(&mut self, attempt: AttemptId) {
-        let entry = self.attempts.remove(&attempt);
-        if let Some(job) = entry.and_then(|entry| self.jobs.get_mut(&entry.job)) {
+    /// Forgets an attempt, and what is here of its output; how it ended is remembered.
+    pub(super) fn drop_attempt(&mut self, attempt: AttemptId, state: AttemptState, remark: &str) {
+        let Some(entry) = self.attempts.remove(&attempt) else { return };
+        if let Some(job) = self.jobs.get_mut(&entry.job) {
             job.discard(attempt);
+            job.note(entry.ended(attempt, self.now, state, remark));
         }
     }
 

@@ -9,12 +9,13 @@ use tokio::task::JoinSet;
 use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
 use widemap_common::limits::DRIVER_QUEUE;
 use widemap_common::time::{Time, Timers};
+use widemap_proto::jobs::AttemptState;
 use widemap_proto::session::Credit;
 use widemap_sched::Scheduler;
 use widemap_sched::event::{Action, Event};
 
 use super::fleet::Fleet;
-use super::job::Job;
+use super::job::{Ended, Job};
 use super::notices::Notices;
 use super::unsettled::Unsettled;
 use crate::embedded::{Embedded, Spawner};
@@ -49,8 +50,32 @@ pub(super) struct Attempt {
     pub(super) job: JobId,
     pub(super) worker: WorkerId,
     pub(super) range: ItemRange,
+    pub(super) assigned: Time,
+    /// Whether it is a second one, of a straggler.
+    pub(super) speculative: bool,
     /// Output that has arrived ahead of its `done`.
     pub(super) staged_bytes: u64,
+}
+
+impl Attempt {
+    pub(super) fn ended(
+        &self,
+        attempt: AttemptId,
+        now: Time,
+        state: AttemptState,
+        remark: &str,
+    ) -> Ended {
+        Ended {
+            attempt,
+            range: self.range,
+            worker: self.worker,
+            assigned: self.assigned,
+            ended: now,
+            state,
+            speculative: self.speculative,
+            remark: remark.to_owned(),
+        }
+    }
 }
 
 /// What follows for a whole job.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use widemap_common::ids::{AttemptId, JobId, WorkerId};
 use widemap_common::limits::PART_BYTES_MAX;
+use widemap_proto::jobs::AttemptState;
 use widemap_proto::session::{Credit, Done, HeldAttempt, HeldState, Part, Report};
 use widemap_sched::event::{DeathProof, Event, ItemFault};
 
@@ -108,7 +109,9 @@ impl Core {
                 continue;
             }
             tracing::info!(%worker, job = %id, %range, "goes on with what it has");
-            self.attempts.insert(attempt, Attempt { job: id, worker, range, staged_bytes: 0 });
+            let (assigned, speculative, staged_bytes) = (self.now, false, 0);
+            let entry = Attempt { job: id, worker, range, assigned, speculative, staged_bytes };
+            self.attempts.insert(attempt, entry);
             match (job.input_of(range), self.fleet.link(worker)) {
                 (Ok((input, _)), Some(link)) => {
                     link.outbox.resume(attempt, id, range, input, held.input_bytes);
@@ -183,14 +186,11 @@ impl Core {
 
     /// Forgets the attempts of a worker but for some.
     fn drop_attempts(&mut self, worker: WorkerId, kept: &[AttemptId]) {
-        let jobs = &mut self.jobs;
-        self.attempts.retain(|id, attempt| {
-            let stays = attempt.worker != worker || kept.contains(id);
-            if !stays && let Some(job) = jobs.get_mut(&attempt.job) {
-                job.discard(*id);
-            }
-            stays
-        });
+        let gone = |(&id, attempt): (&AttemptId, &Attempt)| {
+            (attempt.worker == worker && !kept.contains(&id)).then_some(id)
+        };
+        let gone: Vec<_> = self.attempts.iter().filter_map(gone).collect();
+        gone.into_iter().for_each(|id| self.drop_attempt(id, AttemptState::Lost, ""));
     }
 
     /// A dead worker's attempts are nobody's.
@@ -238,7 +238,7 @@ impl Core {
                 return;
             }
             Report::Revoked(attempt) => {
-                self.attempts.remove(&attempt);
+                self.drop_attempt(attempt, AttemptState::Revoked, "");
                 if let Some(link) = self.fleet.link(worker) {
                     link.outbox.recall(attempt);
                 }
@@ -329,7 +329,7 @@ impl Core {
         let name = self.fleet.name(worker);
         self.notices
             .line(format!("widemap: warning: a result of worker {name} is refused: {problem}"));
-        self.drop_attempt(attempt);
+        self.drop_attempt(attempt, AttemptState::Rejected, problem);
         self.events.push_back(Event::AttemptRejected { attempt });
         self.drain_events();
     }

@@ -16,7 +16,7 @@ use widemap_common::failure::FailureKind;
 use widemap_common::ids::{AttemptId, ItemRange, WorkerId};
 use widemap_common::limits::SUMMARY_FAILURES;
 use widemap_common::spec::{Directory, JobSpec, Runtime};
-use widemap_common::time::Time;
+use widemap_proto::jobs::AttemptState;
 use widemap_proto::session::{Done, HeldAttempt, Part};
 use widemap_sched::event::{Failure, InputLevel, JobPolicy};
 
@@ -343,21 +343,7 @@ impl Job {
     }
 
     /// Items (a block) failed for good.
-    pub(super) fn fail_items(
-        &mut self,
-        now: Time,
-        range: ItemRange,
-        failure: &Failure,
-        worker: Option<&str>,
-    ) {
-        self.history.note(Ended {
-            at: now,
-            range,
-            kind: failure.kind,
-            worker: worker.unwrap_or_default().to_owned(),
-            runs: failure.runs,
-            again: false,
-        });
+    pub(super) fn fail_items(&mut self, range: ItemRange, failure: &Failure, worker: Option<&str>) {
         let judged = self.judged.take();
         let told_by = failure.told_by.map(|(attempt, _)| attempt);
         let told = failure.told_by.and_then(|(attempt, index)| match &judged {
@@ -421,13 +407,30 @@ impl Job {
     }
 
     /// Items run again.
-    pub(super) fn retried(&mut self, ended: Ended) {
-        self.counts.retried += u64::from(ended.range.items);
+    pub(super) fn retried(&mut self, range: ItemRange) {
+        self.counts.retried += u64::from(range.items);
+    }
+
+    /// How the attempt that is judged has ended.
+    pub(super) fn verdict_on(&self, attempt: AttemptId) -> (AttemptState, String) {
+        match &self.judged {
+            Some(Judged { attempt: of, told: Told::Full(report) }) if *of == attempt => {
+                match report.first_fault() {
+                    Some(message) => (AttemptState::Failed, message.to_owned()),
+                    None => (AttemptState::Succeeded, String::new()),
+                }
+            }
+            _ => (AttemptState::Succeeded, String::new()),
+        }
+    }
+
+    /// An attempt has ended.
+    pub(super) fn note(&mut self, ended: Ended) {
         self.history.note(ended);
     }
 
-    /// The last runs that did not succeed, of one item or of all.
-    pub(super) fn history(&self, item: Option<u64>) -> impl Iterator<Item = &Ended> {
+    /// The last attempts that have ended, of one item or of all.
+    pub(super) fn history(&self, item: Option<u64>) -> Vec<&Ended> {
         self.history.of(item)
     }
 

@@ -1,33 +1,31 @@
-//! temporary
-use std::io::Write;
-use std::sync::Arc;
-use widemap_common::ids::{ItemRange, JobId};
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Ticket(u64);
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Durable(u64);
-impl Durable {
-    pub(crate) fn covers(self, t: Ticket) -> bool {
-        t.0 <= self.0
-    }
-}
-pub(crate) trait Payload: Send {
-    fn write_to(&mut self, to: &mut dyn Write) -> std::io::Result<u64>;
-    fn memory_bytes(&self) -> u64;
-}
-pub(crate) enum Entry {
-    Accepted { range: ItemRange, payload: Box<dyn Payload> },
-    Failed { range: ItemRange, record: Vec<u8>, payload: Box<dyn Payload> },
-}
-pub(crate) struct Writer;
-impl Writer {
-    pub(crate) fn has_room(&self) -> bool {
-        true
-    }
-    pub(crate) fn append(&self, _job: JobId, _e: Entry) -> Ticket {
-        Ticket(0)
-    }
-    pub(crate) fn durable(&self) -> Durable {
-        Durable(0)
-    }
-}
+//! The durable facts of jobs, and their results: what a coordinator that is killed goes on from.
+//!
+//! A job is a directory: `job` says what was submitted, `input` has the items, `facts` is a small log
+//! that is read whole at a start, and `payload-N` are segments with the results, which are read when
+//! they are wanted. One thread writes for all jobs and makes many facts durable together. Only what is
+//! durable reaches a [`Shelf`], from which results are read, and only [`Durable`] lets a worker forget
+//! what it has sent; nobody but the writer makes one.
+
+mod check;
+mod cursor;
+mod error;
+mod extent;
+mod fact;
+mod job_file;
+mod medium;
+mod record;
+mod shelf;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub(crate) use check::{Finding, check};
+pub(crate) use cursor::{Cursor, Next};
+pub(crate) use error::JournalError;
+pub(crate) use fact::InputPrefix;
+pub(crate) use job_file::JobHeader;
+pub(crate) use medium::{Disk, Medium};
+pub(crate) use shelf::Shelf;
+pub(crate) use store::{Draft, KeptJob, Store};
+pub(crate) use writer::{Durable, Entry, Payload, Ticket, Writer};

@@ -20,7 +20,7 @@ impl Coordinator {
             Action::Cut { job, chunks, items_max, bytes_max } => {
                 self.cut(job, chunks, items_max, bytes_max);
             }
-            Action::Assign { worker, attempt, job, range } => {
+            Action::Assign { worker, attempt, job, range, .. } => {
                 self.assign(worker, attempt, job, range);
             }
             Action::Revoke { worker, attempt } => {

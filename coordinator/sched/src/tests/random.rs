@@ -124,7 +124,7 @@ impl Toy {
         match *action {
             Action::OpenJob { worker, job } => self.tell(Event::JobReady { worker, job }),
             Action::Cut { job, chunks, items_max, .. } => self.cut(job, chunks, items_max),
-            Action::Assign { worker, attempt, job, range } => {
+            Action::Assign { worker, attempt, job, range, .. } => {
                 let there = self.workers.get_mut(&worker).expect("a worker that is there");
                 assert!(!there.cut && !there.draining, "{worker} takes nothing");
                 there.attempts.push((attempt, job, range));
