@@ -21,13 +21,10 @@
 //! Then `widemap map --worker HOST:PORT --builtin count-words < lines`.
 
 mod cli;
-mod door;
 mod environment;
 mod files;
 mod function;
 mod job;
-mod layers;
-mod peer;
 mod register;
 mod runtime;
 mod server;

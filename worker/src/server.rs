@@ -1,33 +1,25 @@
 //! The worker as a gRPC server: the one file that knows tonic's server.
 
 use std::io;
-use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
-use widemap_common::limits::{CALLS_OPENING_MAX, PART_BYTES_MAX, SESSIONS_MAX, STREAM_QUEUE};
+use widemap_common::limits::{CALLS_OPENING_MAX, SESSIONS_MAX, STREAM_QUEUE};
 use widemap_common::time::Timers;
+use widemap_door::{Gate, Host, Layers};
 use widemap_proto::wire::worker_server::{Worker as WorkerService, WorkerServer};
 use widemap_proto::wire::{FromWorker, ToWorker};
 
-use crate::layers::{Layers, LimitLayer, RoleLayer, TraceLayer};
 use crate::session::Stream;
-
-/// The HTTP/2 windows: a few parts of payload on the way.
-const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-
-/// Calls of one connection at a time: a session, health checks, reflection.
-const CALLS_MAX: u32 = 32;
 
 /// Streams that wait for their hello to be read.
 pub(crate) const STREAMS_WAITING: usize = SESSIONS_MAX;
 
 /// Builds the server: the worker's service, health, and reflection if wanted. Where roles are required,
-/// each call must come from a [`Peer`](crate::peer::Peer) whose certificate is for it.
+/// each call must come from a [`Peer`](widemap_door::Peer) whose certificate is for it.
 pub(crate) async fn build(
     streams: mpsc::Sender<Stream>,
     timers: &Timers,
@@ -35,18 +27,7 @@ pub(crate) async fn build(
     roles_required: bool,
 ) -> Result<Router<Layers>, tonic_reflection::server::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    let mut server = Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(Duration::from_millis(timers.keepalive_ms)))
-        .http2_keepalive_timeout(Some(Duration::from_millis(timers.keepalive_timeout_ms)))
-        .initial_connection_window_size(WINDOW_BYTES)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .max_frame_size(u32::try_from(PART_BYTES_MAX).expect("a part is far below 4 GiB"))
-        .max_concurrent_streams(CALLS_MAX)
-        .concurrency_limit_per_connection(CALLS_MAX as usize)
-        .layer(TraceLayer)
-        .layer(RoleLayer::required(roles_required))
-        .layer(LimitLayer::new(CALLS_OPENING_MAX));
+    let gate = Gate { host: Host::Worker, roles_required, calls_max: CALLS_OPENING_MAX };
     // The service is there as long as the process is.
     health.set_serving::<WorkerServer<Service>>().await;
     let reflection = if reflection {
@@ -59,7 +40,8 @@ pub(crate) async fn build(
     } else {
         None
     };
-    Ok(server
+    Ok(gate
+        .server(timers)
         .add_service(WorkerServer::new(Service { streams }))
         .add_service(health_service)
         .add_optional_service(reflection))

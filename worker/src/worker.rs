@@ -20,10 +20,10 @@ use widemap_common::ids::Incarnation;
 use widemap_common::limits::SLOTS_MAX;
 use widemap_common::spec::Runtime;
 use widemap_common::time::Timers;
+use widemap_door::{Door, Host as DoorHost};
 use widemap_proto::VERSION;
 use widemap_proto::session::WorkerHello;
 
-use crate::door::Door;
 use crate::function::Registry;
 use crate::job::Host;
 use crate::server;
@@ -161,7 +161,7 @@ impl Worker {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), WorkerError> {
-        let door = Door::new(self.config.identity.clone(), &self.config.timers)
+        let door = Door::new(DoorHost::Worker, self.config.identity.clone(), &self.config.timers)
             .map_err(WorkerError::Identity)?;
         let (sender, connections) = mpsc::channel(1);
         let serving = self.serve_incoming(ReceiverStream::new(connections), shutdown);

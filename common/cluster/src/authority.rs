@@ -67,23 +67,25 @@ impl Authority {
     /// # Errors
     /// If it cannot be made.
     pub(crate) fn mint(&self, role: Role) -> Result<Leaf, MintError> {
-        let usage = match role {
-            Role::Worker => ExtendedKeyUsagePurpose::ServerAuth,
-            Role::Coordinator => ExtendedKeyUsagePurpose::ClientAuth,
+        use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        let usages = match role {
+            Role::Worker => vec![ServerAuth],
+            Role::Coordinator => vec![ClientAuth],
+            Role::Service => vec![ServerAuth, ClientAuth],
         };
-        self.mint_for(&role.subject(self.cluster), usage)
+        self.mint_for(&role.subject(self.cluster), usages)
     }
 
     pub(crate) fn mint_for(
         &self,
         subject: &str,
-        usage: ExtendedKeyUsagePurpose,
+        usages: Vec<ExtendedKeyUsagePurpose>,
     ) -> Result<Leaf, MintError> {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut params = params(subject);
         params.subject_alt_names = CertificateParams::new([subject.to_owned()])?.subject_alt_names;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Leaf { certificate, key })

@@ -9,8 +9,11 @@ use crate::cluster_id::ClusterId;
 pub enum Role {
     /// Serves coordinators: for the server's side of a connection only.
     Worker,
-    /// Gives work to workers: for the client's side of a connection only.
+    /// Gives work to workers, and jobs to a coordinator that serves: for the client's side of a
+    /// connection only.
     Coordinator,
+    /// A coordinator that serves: for both sides. To those whom it dials it is a coordinator.
+    Service,
 }
 
 impl Role {
@@ -19,7 +22,7 @@ impl Role {
     pub fn name(self) -> &'static str {
         match self {
             Self::Worker => "worker",
-            Self::Coordinator => "coordinator",
+            Self::Coordinator | Self::Service => "coordinator",
         }
     }
 

@@ -1,7 +1,8 @@
 //! Mutual TLS 1.3: the only file that makes rustls configurations and understands its errors.
 //!
-//! Each side believes certificates of the trusted authorities alone. The client asks for a worker's
-//! name besides; what a client may do, the server decides by [`peer_role`] for each call.
+//! Each side believes certificates of the trusted authorities alone. The client asks for the name of a
+//! worker, or of a coordinator, besides; what a client may do, the server decides by [`peer_role`] for
+//! each call.
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,9 @@ const PROTOCOL: &[u8] = b"h2";
 /// members are dialled by address.
 const WORKER_NAME: &str = "worker.widemap.internal";
 
+/// The same for a coordinator that serves.
+const SERVICE_NAME: &str = "coordinator.widemap.internal";
+
 /// Why a peer is not believed, or does not believe us, from this side's point of view.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Distrust {
@@ -49,7 +53,10 @@ pub enum Distrust {
     #[error("its certificate is for another role")]
     OtherRole,
     /// Its certificate is for another host.
-    #[error("its certificate is neither for the host that was dialled nor for {WORKER_NAME}")]
+    #[error(
+        "its certificate is neither for the host that was dialled nor for {WORKER_NAME} or \
+         {SERVICE_NAME}"
+    )]
     OtherName,
     /// It shows none.
     #[error("it has no certificate")]
@@ -88,10 +95,26 @@ impl Identity {
     /// # Errors
     /// If the certificate and its key do not fit.
     pub fn client(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        self.client_of(Role::Worker, WORKER_NAME)
+    }
+
+    /// The side that dials a coordinator that serves.
+    ///
+    /// # Errors
+    /// If the certificate and its key do not fit.
+    pub fn client_of_service(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        self.client_of(Role::Service, SERVICE_NAME)
+    }
+
+    fn client_of(
+        &self,
+        role: Role,
+        made_elsewhere: &'static str,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
         let named = |trusted: &Trusted| {
             let names = match trusted.cluster {
-                Some(cluster) => Names::Only(Role::Worker.server_name(cluster)),
-                None => Names::HostOr(WORKER_NAME.try_into().expect("it is a DNS name")),
+                Some(cluster) => Names::Only(role.server_name(cluster)),
+                None => Names::HostOr(made_elsewhere.try_into().expect("it is a DNS name")),
             };
             Ok(NamedVerifier { inner: server_verifier(trusted)?, names })
         };
@@ -149,14 +172,7 @@ impl Identity {
             certificate,
             match Distrust::of(&error) {
                 Distrust::OtherKey => "it is not signed by the authority of --tls-ca".to_owned(),
-                Distrust::OtherRole => match self.role {
-                    Role::Worker => {
-                        "it is not for a server (extended key usage serverAuth)".to_owned()
-                    }
-                    Role::Coordinator => {
-                        "it is not for a client (extended key usage clientAuth)".to_owned()
-                    }
-                },
+                Distrust::OtherRole => self.wanted_usages().to_owned(),
                 Distrust::Clock => {
                     "it is not valid now: too old, or the clock of this host is wrong".to_owned()
                 }
@@ -169,17 +185,29 @@ impl Identity {
     fn verify_own(&self) -> Result<(), TlsError> {
         let (own, rest, now) = (&self.chain[0], &self.chain[1..], UnixTime::now());
         let trusted = &self.trusted[0];
-        match self.role {
-            Role::Worker => {
-                let name = WORKER_NAME.try_into().expect("it is a DNS name");
-                match server_verifier(trusted)?.verify_server_cert(own, rest, &name, &[], now) {
-                    // What it will be dialled by is not known here.
-                    Err(error) if !is_other_name(&error) => Err(error),
-                    _ => Ok(()),
-                }
+        let as_server = |name: &'static str| {
+            let name = name.try_into().expect("it is a DNS name");
+            match server_verifier(trusted)?.verify_server_cert(own, rest, &name, &[], now) {
+                // What it will be dialled by is not known here.
+                Err(error) if !is_other_name(&error) => Err(error),
+                _ => Ok(()),
             }
-            Role::Coordinator => {
-                client_verifier(trusted)?.verify_client_cert(own, rest, now).map(drop)
+        };
+        let as_client = || client_verifier(trusted)?.verify_client_cert(own, rest, now).map(drop);
+        match self.role {
+            Role::Worker => as_server(WORKER_NAME),
+            Role::Coordinator => as_client(),
+            Role::Service => as_server(SERVICE_NAME).and_then(|()| as_client()),
+        }
+    }
+
+    /// What a certificate is not for that is not for this role.
+    fn wanted_usages(&self) -> &'static str {
+        match self.role {
+            Role::Worker => "it is not for a server (extended key usage serverAuth)",
+            Role::Coordinator => "it is not for a client (extended key usage clientAuth)",
+            Role::Service => {
+                "it is not for a server and a client (extended key usages serverAuth and clientAuth)"
             }
         }
     }

@@ -30,8 +30,15 @@ fn new_key() -> ClusterKey {
 
 /// What either side makes of a handshake between them: first the client, then the server.
 fn shake(client: &Identity, server: &Identity) -> (Result<(), Distrust>, Result<Role, Distrust>) {
+    shake_by(client.client().unwrap(), server)
+}
+
+fn shake_by(
+    client: Arc<ClientConfig>,
+    server: &Identity,
+) -> (Result<(), Distrust>, Result<Role, Distrust>) {
     let host = "10.0.0.1".try_into().unwrap();
-    let mut near = ClientConnection::new(client.client().unwrap(), host).unwrap();
+    let mut near = ClientConnection::new(client, host).unwrap();
     let mut far = ServerConnection::new(server.server().unwrap()).unwrap();
     let (mut near_ends, mut far_ends) = (Ok(()), Ok(()));
     for _ in 0..4 {
@@ -90,6 +97,24 @@ fn a_certificate_is_for_one_role() {
 }
 
 #[test]
+fn a_coordinator_that_serves_has_both_sides() {
+    let key = new_key();
+    let of = |role| identity(&[&key], role);
+    let (user, service, worker) = (of(Role::Coordinator), of(Role::Service), of(Role::Worker));
+    let dial = |client: &Identity, server: &Identity| {
+        shake_by(client.client_of_service().unwrap(), server)
+    };
+    // Users dial it, and it dials workers.
+    assert_eq!(dial(&user, &service), (Ok(()), Ok(Role::Coordinator)));
+    assert_eq!(shake(&service, &worker), (Ok(()), Ok(Role::Coordinator)));
+    // It is no worker, a worker is no coordinator, and neither is a user.
+    assert_eq!(shake(&user, &service).0, Err(Distrust::OtherName));
+    assert_eq!(dial(&user, &worker).0, Err(Distrust::OtherName));
+    assert_eq!(dial(&user, &user).0, Err(Distrust::OtherRole));
+    assert_eq!(dial(&worker, &service), (Err(Distrust::RefusesRole), Err(Distrust::OtherRole)));
+}
+
+#[test]
 fn a_bundle_serves_and_does_nothing_else() {
     let key = new_key();
     let directory = tempfile::tempdir().unwrap();
@@ -126,7 +151,7 @@ fn a_certificate_of_no_role_has_none() {
     let server = identity(&[&key], Role::Worker);
     let leaf = Authority::of(&key)
         .unwrap()
-        .mint_for("somebody.example", ExtendedKeyUsagePurpose::ClientAuth)
+        .mint_for("somebody.example", vec![ExtendedKeyUsagePurpose::ClientAuth])
         .unwrap();
     assert_eq!(server.peer_role(leaf.certificate.der()), None);
     let other = Authority::of(&key).unwrap().mint(Role::Worker).unwrap();
@@ -145,17 +170,23 @@ fn certificates_made_elsewhere_are_checked_before_anybody_connects() {
     };
     let ca = save("ca", &authority.certificate().pem());
     let other_ca = save("other", &Authority::of(&new_key()).unwrap().certificate().pem());
-    let server =
-        authority.mint_for("worker.widemap.internal", ExtendedKeyUsagePurpose::ServerAuth).unwrap();
-    let client = authority.mint_for("anna", ExtendedKeyUsagePurpose::ClientAuth).unwrap();
-    let by_address = authority.mint_for("10.0.0.1", ExtendedKeyUsagePurpose::ServerAuth).unwrap();
-    let elsewhere = authority.mint_for("10.0.0.2", ExtendedKeyUsagePurpose::ServerAuth).unwrap();
+    let server = authority
+        .mint_for("worker.widemap.internal", vec![ExtendedKeyUsagePurpose::ServerAuth])
+        .unwrap();
+    let client = authority.mint_for("anna", vec![ExtendedKeyUsagePurpose::ClientAuth]).unwrap();
+    let by_address =
+        authority.mint_for("10.0.0.1", vec![ExtendedKeyUsagePurpose::ServerAuth]).unwrap();
+    let both = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let service = authority.mint_for("coordinator.widemap.internal", both).unwrap();
+    let elsewhere =
+        authority.mint_for("10.0.0.2", vec![ExtendedKeyUsagePurpose::ServerAuth]).unwrap();
     let mut paths = Vec::new();
     for (name, leaf) in [
         ("server", &server),
         ("client", &client),
         ("address", &by_address),
         ("elsewhere", &elsewhere),
+        ("service", &service),
     ] {
         paths.push((
             save(name, &leaf.certificate.pem()),
@@ -178,9 +209,13 @@ fn certificates_made_elsewhere_are_checked_before_anybody_connects() {
     }
     let worker = find(&paths[3], &ca, Role::Worker).unwrap();
     assert_eq!(shake(&coordinator, &worker).0, Err(Distrust::OtherName));
+    let service = find(&paths[4], &ca, Role::Service).unwrap();
+    let dialled = shake_by(coordinator.client_of_service().unwrap(), &service);
+    assert_eq!(dialled, (Ok(()), Ok(Role::Coordinator)));
     let crossed = (paths[0].0.clone(), paths[1].1.clone());
     for (problem, found) in [
         ("not for a client", find(&paths[0], &ca, Role::Coordinator)),
+        ("not for a server and a client", find(&paths[0], &ca, Role::Service)),
         ("not for a server", find(&paths[1], &ca, Role::Worker)),
         ("not signed by the authority", find(&paths[0], &other_ca, Role::Worker)),
         ("not the private key of", find(&crossed, &ca, Role::Worker)),

@@ -7,12 +7,12 @@ mod trace;
 
 use tower::layer::util::{Identity, Stack};
 
-pub(crate) use limit::LimitLayer;
-pub(crate) use role::RoleLayer;
-pub(crate) use trace::TraceLayer;
+pub use limit::LimitLayer;
+pub use role::RoleLayer;
+pub use trace::TraceLayer;
 
 /// All of them, the outermost last. What is refused is told of, and takes no room.
-pub(crate) type Layers = Stack<LimitLayer, Stack<RoleLayer, Stack<TraceLayer, Identity>>>;
+pub type Layers = Stack<LimitLayer, Stack<RoleLayer, Stack<TraceLayer, Identity>>>;
 
 #[cfg(test)]
 pub(crate) mod log {
@@ -73,7 +73,6 @@ mod tests {
 
     use hyper_util::rt::TokioIo;
     use tokio::io::DuplexStream;
-    use tokio::sync::mpsc;
     use tokio::task::JoinSet;
     use tokio_stream::StreamExt as _;
     use tonic::transport::{Channel, Endpoint, Uri};
@@ -83,13 +82,13 @@ mod tests {
     use widemap_common::time::Timers;
 
     use super::log::Log;
-    use crate::server;
+    use crate::server::{Gate, Host};
 
     /// A server in memory, and a channel to it. Its connections say nothing of a peer.
     async fn serve(roles_required: bool, tasks: &mut JoinSet<()>) -> Channel {
-        let (streams, _) = mpsc::channel(1);
-        let router =
-            server::build(streams, &Timers::default(), false, roles_required).await.unwrap();
+        let gate = Gate { host: Host::Worker, roles_required, calls_max: 1 };
+        let (_, health) = tonic_health::server::health_reporter();
+        let router = gate.server(&Timers::default()).add_service(health);
         let (near, far) = tokio::io::duplex(64 * 1024);
         // It never ends, so that the server does not either.
         let incoming = tokio_stream::once(Ok::<_, io::Error>(far))

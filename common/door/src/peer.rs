@@ -6,9 +6,9 @@ use widemap_cluster::Role;
 
 /// The other end, as far as its connection has shown it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Peer {
+pub struct Peer {
     /// Where it dials from.
-    pub(crate) address: SocketAddr,
+    pub address: SocketAddr,
     /// What its certificate lets it be; none without TLS, or with a certificate for no role.
-    pub(crate) role: Option<Role>,
+    pub role: Option<Role>,
 }

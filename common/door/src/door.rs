@@ -1,4 +1,4 @@
-//! The worker's door: connections are accepted at once and proved before they count, whoever knocks.
+//! The door of a server: connections are accepted at once and proved before they count, whoever knocks.
 //!
 //! A connection without a key must begin like HTTP/2, one with a key must complete a TLS handshake,
 //! both within a few seconds. Of those that have not, only so many are kept: one more pushes out the
@@ -27,6 +27,7 @@ use widemap_common::limits::{CONNECTIONS_MAX, HANDSHAKES_MAX, REFUSALS_REMEMBERE
 use widemap_common::time::Timers;
 
 use crate::peer::Peer;
+use crate::server::Host;
 
 /// The pause after a connection could not be accepted, for lack of files say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -47,7 +48,7 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const NETWORK_OF_IPV6: u128 = u128::MAX << 64;
 
 /// Who may come in, and how long that may take to show.
-pub(crate) struct Door {
+pub struct Door {
     prover: Prover,
     patience: Duration,
     places: Arc<Semaphore>,
@@ -60,7 +61,7 @@ pub(crate) struct Door {
 #[derive(Clone)]
 enum Prover {
     /// It is not: it only has to speak HTTP/2.
-    Nobody,
+    Nobody(Host),
     /// By mutual TLS.
     Tls(TlsAcceptor, Arc<Identity>),
 }
@@ -78,18 +79,18 @@ enum Refusal {
     TooSlow,
     /// It left before it had.
     Left,
-    /// It began a TLS handshake with a worker that has no key.
-    Tls,
+    /// It began a TLS handshake with a server that has no key.
+    Tls(Host),
     /// It speaks something else.
     NotHttp2,
-    /// It is not believed, or does not believe this worker.
+    /// It is not believed, or does not believe this server.
     Distrust(Distrust),
-    /// The worker has as many connections as it keeps.
+    /// There are as many connections as are kept.
     Full,
 }
 
 /// A connection that has been let in, one of a bounded number.
-pub(crate) struct Connection {
+pub struct Connection {
     stream: Stream,
     peer: Peer,
     _place: OwnedSemaphorePermit,
@@ -103,9 +104,9 @@ impl Door {
     ///
     /// # Errors
     /// If the identity's certificate cannot be used.
-    pub(crate) fn new(identity: Option<Arc<Identity>>, timers: &Timers) -> io::Result<Self> {
+    pub fn new(host: Host, identity: Option<Arc<Identity>>, timers: &Timers) -> io::Result<Self> {
         let prover = match identity {
-            None => Prover::Nobody,
+            None => Prover::Nobody(host),
             Some(identity) => {
                 let config = identity.server().map_err(io::Error::other)?;
                 Prover::Tls(TlsAcceptor::from(config), identity)
@@ -122,7 +123,7 @@ impl Door {
     }
 
     /// Lets connections of `listener` into `connections` until nobody takes them any more.
-    pub(crate) async fn keep(
+    pub async fn keep(
         mut self,
         listener: TcpListener,
         connections: mpsc::Sender<io::Result<Connection>>,
@@ -217,10 +218,10 @@ impl Prover {
         address: SocketAddr,
     ) -> Result<(Stream, Peer), Refusal> {
         match self {
-            Self::Nobody => {
-                if let Err(refusal) = begins_like_http2(&stream).await {
-                    if refusal == Refusal::Tls {
-                        answer_in_plain_text(&stream).await;
+            Self::Nobody(host) => {
+                if let Err(refusal) = begins_like_http2(&stream, host).await {
+                    if refusal == Refusal::Tls(host) {
+                        answer_in_plain_text(&stream, host).await;
                     }
                     return Err(refusal);
                 }
@@ -239,13 +240,13 @@ impl Prover {
 }
 
 /// Waits for the first bytes of a connection, which stay unread.
-async fn begins_like_http2(stream: &TcpStream) -> Result<(), Refusal> {
+async fn begins_like_http2(stream: &TcpStream, host: Host) -> Result<(), Refusal> {
     let mut bytes = [0; HTTP2.len()];
     loop {
         let count = stream.peek(&mut bytes).await.map_err(|_| Refusal::Left)?;
         match &bytes[..count] {
             [] => return Err(Refusal::Left),
-            [TLS_HANDSHAKE, ..] => return Err(Refusal::Tls),
+            [TLS_HANDSHAKE, ..] => return Err(Refusal::Tls(host)),
             begun if !HTTP2.starts_with(begun) => return Err(Refusal::NotHttp2),
             begun if begun.len() == HTTP2.len() => return Ok(()),
             _ => tokio::time::sleep(REST).await,
@@ -254,14 +255,15 @@ async fn begins_like_http2(stream: &TcpStream) -> Result<(), Refusal> {
 }
 
 /// Tells whoever began a TLS handshake that there is none to be had: it is no record of TLS, which is
-/// how a coordinator knows, and a person who reads it knows as well.
-async fn answer_in_plain_text(stream: &TcpStream) {
+/// how the other side knows, and a person who reads it knows as well.
+async fn answer_in_plain_text(stream: &TcpStream, host: Host) {
     let mut begun = [0; 4096];
     // What is left unread would make the system reset the connection.
     let _ = stream.try_read(&mut begun);
     if stream.writable().await.is_ok() {
         // Who does not take a line at once does without it.
-        let _ = stream.try_write(b"this widemap-worker has no key, and speaks no TLS\n");
+        let answer = format!("this {} has no key, and speaks no TLS\n", host.program());
+        let _ = stream.try_write(answer.as_bytes());
     }
 }
 
@@ -302,9 +304,11 @@ impl fmt::Display for Refusal {
         match self {
             Self::TooSlow => f.write_str("it did not prove itself in time"),
             Self::Left => f.write_str("it left before it had proved itself"),
-            Self::Tls => f.write_str(
-                "it speaks TLS, and this worker has no key: give it the key of the cluster \
+            Self::Tls(host) => write!(
+                f,
+                "it speaks TLS, and this {} has no key: give it the key of the cluster \
                  (--key FILE)",
+                host.name()
             ),
             Self::NotHttp2 => f.write_str("it does not speak HTTP/2"),
             Self::Distrust(Distrust::NotTls) => {

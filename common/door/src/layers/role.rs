@@ -1,4 +1,5 @@
-//! Who may call what: sessions are for coordinators, health for every member of the cluster.
+//! Who may call what: sessions and jobs are for those who have the key, health is for every member of
+//! the cluster.
 //!
 //! The handshake has proved that the peer's certificate is of the cluster; what the certificate lets
 //! it be has come with the connection, as its [`Peer`].
@@ -13,28 +14,32 @@ use tower::{Layer, Service};
 use widemap_cluster::Role;
 
 use crate::peer::Peer;
+use crate::server::Host;
 
 /// Where the methods of gRPC's health service are.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
 /// Puts [`RoleCheck`] around a service.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RoleLayer {
+pub struct RoleLayer {
     required: bool,
+    host: Host,
 }
 
 /// Answers a call with PERMISSION_DENIED unless its peer's role allows it.
 #[derive(Clone, Debug)]
-pub(crate) struct RoleCheck<S> {
+pub struct RoleCheck<S> {
     inner: S,
     required: bool,
+    host: Host,
 }
 
 impl RoleLayer {
     /// Looks at roles if they are `required`, which they are where there is a key. Without one nothing
     /// is known of any peer, and everything passes.
-    pub(crate) fn required(required: bool) -> Self {
-        Self { required }
+    #[must_use]
+    pub fn required(required: bool, host: Host) -> Self {
+        Self { required, host }
     }
 }
 
@@ -42,7 +47,7 @@ impl<S> Layer<S> for RoleLayer {
     type Service = RoleCheck<S>;
 
     fn layer(&self, inner: S) -> RoleCheck<S> {
-        RoleCheck { inner, required: self.required }
+        RoleCheck { inner, required: self.required, host: self.host }
     }
 }
 
@@ -63,7 +68,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let peer = request.extensions().get::<Peer>();
-        match refusal(peer, request.uri().path()) {
+        match refusal(self.host, peer, request.uri().path()) {
             Some(reason) if self.required => {
                 Box::pin(ready(Ok(Status::permission_denied(reason).into_http())))
             }
@@ -73,19 +78,16 @@ where
 }
 
 /// Why a peer may not call the method at `path`.
-fn refusal(peer: Option<&Peer>, path: &str) -> Option<&'static str> {
-    match peer.map(|peer| peer.role) {
-        Some(Some(Role::Coordinator)) => None,
-        Some(Some(Role::Worker)) if path.starts_with(HEALTH) => None,
-        Some(Some(Role::Worker)) => {
-            Some("this certificate is a worker's: only a coordinator may open a session")
-        }
-        Some(None) => {
-            Some("this certificate is for no role: only a coordinator may open a session")
-        }
+fn refusal(host: Host, peer: Option<&Peer>, path: &str) -> Option<String> {
+    let shown = match peer.map(|peer| peer.role) {
+        Some(Some(Role::Coordinator | Role::Service)) => return None,
+        Some(Some(Role::Worker)) if path.starts_with(HEALTH) => return None,
+        Some(Some(Role::Worker)) => "this certificate is a worker's",
+        Some(None) => "this certificate is for no role",
         // The handshake asks for a certificate: a connection that came another way is not trusted.
-        None => Some("this connection shows no certificate: only a coordinator may open a session"),
-    }
+        None => "this connection shows no certificate",
+    };
+    Some(format!("{shown}: {}", host.guests()))
 }
 
 #[cfg(test)]
@@ -114,8 +116,12 @@ mod tests {
 
     /// What the call is answered with, and whether the handler behind the layer was called.
     async fn call(required: bool, request: Request<()>) -> (Code, String, bool) {
+        call_at(Host::Worker, required, request).await
+    }
+
+    async fn call_at(host: Host, required: bool, request: Request<()>) -> (Code, String, bool) {
         let (service, mut handler) = mock::pair::<Request<()>, Response<Body>>();
-        let answering = RoleLayer::required(required).layer(service).oneshot(request);
+        let answering = RoleLayer::required(required, host).layer(service).oneshot(request);
         let handling = async {
             let Some((_, answer)) = handler.next_request().await else { return false };
             answer.send_response(Status::ok("").into_http());
@@ -145,6 +151,19 @@ mod tests {
             assert_eq!(
                 message,
                 "this certificate is a worker's: only a coordinator may open a session"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_gets_nothing_of_jobs() {
+        for path in ["/widemap.v1.Jobs/List", "/widemap.v1.Jobs/Submit"] {
+            let request = request(peer(Some(Role::Worker)), path);
+            let (code, message, handled) = call_at(Host::Coordinator, true, request).await;
+            assert_eq!((code, handled), (Code::PermissionDenied, false), "{path}");
+            assert_eq!(
+                message,
+                "this certificate is a worker's: jobs are for those who have the key of the cluster"
             );
         }
     }

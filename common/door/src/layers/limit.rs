@@ -1,8 +1,9 @@
-//! How many calls may be on their way in at a time: whoever floods the worker with calls is turned
+//! How many calls may be on their way in at a time: whoever floods a server with calls is turned
 //! away at once, and nobody queues.
 //!
-//! A stream counts until its response begins, which for a session is at once: how many sessions there
-//! are is bounded elsewhere, by `SESSIONS_MAX`.
+//! A stream counts until its response begins, which for a session and for results is at once: how many
+//! sessions there are is bounded elsewhere, by `SESSIONS_MAX`. One that is a job on its way in counts for
+//! as long as it takes; there are `SUBMISSIONS_MAX` of them at the most.
 
 use http::Response;
 use tonic::Status;
@@ -16,7 +17,7 @@ use tower::{BoxError, Layer};
 /// Answers calls beyond a number with RESOURCE_EXHAUSTED. The number is for all services that this
 /// layer, or a clone of it, is put around, and so for all connections.
 #[derive(Clone, Debug)]
-pub(crate) struct LimitLayer {
+pub struct LimitLayer {
     places: GlobalConcurrencyLimitLayer,
 }
 
@@ -25,7 +26,7 @@ type Answer = Result<Response<Body>, BoxError>;
 
 impl LimitLayer {
     /// Lets `calls_max` calls in at a time.
-    pub(crate) fn new(calls_max: usize) -> Self {
+    pub fn new(calls_max: usize) -> Self {
         Self { places: GlobalConcurrencyLimitLayer::new(calls_max) }
     }
 }

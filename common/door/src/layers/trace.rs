@@ -19,11 +19,11 @@ use crate::peer::Peer;
 
 /// Puts [`Trace`] around a service.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TraceLayer;
+pub struct TraceLayer;
 
 /// Gives each call a span, and an event when it is over.
 #[derive(Clone, Debug)]
-pub(crate) struct Trace<S> {
+pub struct Trace<S> {
     inner: S,
 }
 
@@ -104,7 +104,7 @@ impl Call {
         self.told = true;
         let (code, message, duration_us) = (status.code(), status.message(), self.duration_us());
         match code {
-            // These are the worker's own doing, not the caller's.
+            // These are the server's own doing, not the caller's.
             Code::Internal | Code::Unknown | Code::DataLoss => {
                 tracing::warn!(parent: &self.span, ?code, message, duration_us, "a call failed");
             }
