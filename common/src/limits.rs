@@ -344,3 +344,8 @@ pub const JOURNAL_RECORD_BYTES: usize = 256 * 1024 * 1024;
 
 /// A segment of the journal's results is not made longer than about that.
 pub const JOURNAL_SEGMENT_BYTES: u64 = 1024 * 1024 * 1024;
+/// Attempts that are told of a job or an item: the latest ones.
+pub const ATTEMPTS_TOLD_MAX: usize = 1_000;
+
+/// How often at the most one who watches a job is told of it.
+pub const WATCH_MS: u64 = 100;

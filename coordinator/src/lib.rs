@@ -3,6 +3,8 @@
 
 pub mod data;
 
+#[allow(dead_code, unused_imports, reason = "`serve` that uses it comes next")]
+mod api;
 mod cli;
 mod client;
 mod doctor;

@@ -8,14 +8,16 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use widemap_common::ids::JobId;
 use widemap_common::limits::{
-    JOBS_LISTED_MAX, JOBS_WAITING_MAX, REQUEST_MS, REQUEST_QUEUE, SUBMISSIONS_MAX,
+    ATTEMPTS_TOLD_MAX, JOBS_LISTED_MAX, JOBS_WAITING_MAX, LINE_CHARS_SHOWN, REQUEST_MS,
+    REQUEST_QUEUE, SUBMISSIONS_MAX,
 };
 use widemap_proto::jobs::{
-    Explanation, Job, JobName, JobStatus, Position, Prune, Pruned, Submission, WorkerTold,
+    Ending, Explanation, How, Job, JobName, JobState, JobStatus, Position, Prune, Pruned,
+    WorkerTold,
 };
 
 use super::collect::Collect;
-use super::intake::{Counter, Intake};
+use super::intake::{Counter, Entrance};
 use super::ledger::{Ledger, LedgerError};
 use super::registry::{JobEntry, Registry};
 use super::request::{Reply, Request, RequestError};
@@ -153,12 +155,12 @@ impl Desk {
         (Self { counter: Arc::new(counter) }, asked)
     }
 
-    /// Begins to take a job in.
+    /// A place for a submission, before anything of it is known.
     ///
     /// # Errors
-    /// If it is beyond a limit, or its key is another job's.
-    pub(crate) async fn begin(&self, submission: Submission) -> Result<Intake, DeskError> {
-        self.counter.begin(submission).await
+    /// If too many are on their way in.
+    pub(crate) fn enter(&self) -> Result<Entrance, DeskError> {
+        self.counter.enter()
     }
 
     /// The results of a job from a position on.
@@ -182,7 +184,7 @@ impl Desk {
         let mut entries = self.registry().after(after, JOBS_LISTED_MAX + 1);
         let more = entries.len() > JOBS_LISTED_MAX;
         entries.truncate(JOBS_LISTED_MAX);
-        (entries.iter().map(|entry| entry.told()).collect(), more)
+        (entries.iter().map(|entry| in_short(entry.told())).collect(), more)
     }
 
     /// A job and its status as it changes.
@@ -232,7 +234,11 @@ impl Desk {
         item: Option<u64>,
     ) -> Result<Explanation, DeskError> {
         self.entry(&JobName::Id(job))?;
-        self.ask(|reply| Request::Explain { job, item, reply }).await
+        let mut told = self.ask(|reply| Request::Explain { job, item, reply }).await?;
+        let surplus = told.attempts.len().saturating_sub(ATTEMPTS_TOLD_MAX);
+        told.attempts.drain(..surplus);
+        told.attempts.iter_mut().for_each(|attempt| cut(&mut attempt.remark));
+        Ok(told)
     }
 
     /// Which workers there are.
@@ -240,7 +246,9 @@ impl Desk {
     /// # Errors
     /// If the driver does not answer.
     pub(crate) async fn workers(&self) -> Result<Vec<WorkerTold>, DeskError> {
-        self.ask(|reply| Request::Workers { reply }).await
+        let mut told = self.ask(|reply| Request::Workers { reply }).await?;
+        told.iter_mut().for_each(|worker| cut(&mut worker.state));
+        Ok(told)
     }
 
     /// Removes jobs that have ended.
@@ -287,6 +295,26 @@ impl Desk {
             Ok(answer.await.map_err(|_| DeskError::Stopping)??)
         };
         within(Duration::from_millis(REQUEST_MS), asking).await
+    }
+}
+
+/// A job as a line of a list, so that a page of them fits a message.
+fn in_short(mut job: Job) -> Job {
+    if let JobState::Ended(Ending { how: How::Unusable(why) | How::Failed(why), .. }) =
+        &mut job.status.state
+    {
+        cut(why);
+    }
+    if let Some(waits_for) = &mut job.status.waits_for {
+        cut(waits_for);
+    }
+    job
+}
+
+fn cut(text: &mut String) {
+    if let Some((end, _)) = text.char_indices().nth(LINE_CHARS_SHOWN) {
+        text.truncate(end);
+        text.push('…');
     }
 }
 

@@ -19,6 +19,9 @@ use super::ledger::{Draft, Ledger};
 use super::registry::{JobEntry, Registry};
 use super::request::Request;
 
+/// One of a bounded number of places for submissions. Whoever drops it makes room.
+pub(crate) struct Entrance(Place);
+
 /// A submission on its way in. Whoever drops it gives it up.
 pub(crate) struct Intake {
     counter: Arc<Counter>,
@@ -82,11 +85,11 @@ impl Counter {
     }
 
     /// Begins a submission.
-    pub(super) async fn begin(
+    async fn begin(
         self: &Arc<Self>,
+        mut place: Place,
         submission: Submission,
     ) -> Result<Intake, DeskError> {
-        let mut place = self.enter()?;
         if let Some(key) = &submission.submit_key
             && let Some(known) = self.reserve(key, &mut place).await
         {
@@ -105,12 +108,16 @@ impl Counter {
         Ok(Intake { counter, place: Some(place), state: Some(state), input_bytes: 0 })
     }
 
-    fn enter(self: &Arc<Self>) -> Result<Place, DeskError> {
+    /// Takes a place, if there is one.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<Entrance, DeskError> {
         let former = self.open.fetch_add(1, Ordering::Relaxed);
         let overtaken = CancellationToken::new();
         // Dropped, it counts down again.
         let place = Place { counter: Arc::clone(self), key: None, overtaken, bytes: 0 };
-        if former >= SUBMISSIONS_MAX { Err(DeskError::TooManySubmissions) } else { Ok(place) }
+        match former < SUBMISSIONS_MAX {
+            true => Ok(Entrance(place)),
+            false => Err(DeskError::TooManySubmissions),
+        }
     }
 
     /// Takes a key, from a former submission if it must be; or finds the job that has it.
@@ -177,6 +184,17 @@ impl Counter {
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entrance {
+    /// Begins to take a job in.
+    ///
+    /// # Errors
+    /// If it is beyond a limit, or its key is another job's.
+    pub(crate) async fn begin(self, submission: Submission) -> Result<Intake, DeskError> {
+        let counter = Arc::clone(&self.0.counter);
+        counter.begin(self.0, submission).await
     }
 }
 

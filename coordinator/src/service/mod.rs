@@ -14,7 +14,7 @@ mod request;
 
 pub(crate) use collect::Collect;
 pub(crate) use desk::{Desk, DeskError, DeskLimits};
-pub(crate) use intake::Intake;
+pub(crate) use intake::{Entrance, Intake};
 pub(crate) use ledger::{Draft, Ledger, LedgerError, NewJob, Next, Shelf, ShelfCursor};
 pub(crate) use registry::{JobEntry, Registry};
 pub(crate) use request::{Reply, Request, RequestError};
