@@ -250,6 +250,13 @@ pub const RETURN_MS: u64 = 2_000;
 /// How often a service publishes how far its jobs are, in milliseconds.
 pub const STATUS_MS: u64 = 500;
 
+/// How often a service looks for jobs that have ended long enough ago to be removed, in milliseconds.
+pub const KEEP_CHECK_MS: u64 = 60_000;
+
+/// Input of one of its jobs that is kept in memory until its results are final; more of it is read again
+/// where it is needed.
+pub const KEPT_INPUT_BYTES: u64 = 4 * 1024 * 1024;
+
 /// Lines of one item's standard error that are shown: the last ones.
 pub const STDERR_LINES_SHOWN: usize = 20;
 

@@ -8,6 +8,20 @@ use crate::exit;
 /// See the file's head.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MapError {
+    /// Users cannot be served there.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Users are not served any more.
+    #[error("{0}")]
+    Api(String),
+    /// The journal cannot be opened, or not be written any more.
+    #[error(transparent)]
+    Journal(#[from] crate::journal::JournalError),
     /// Nothing to run was named.
     #[error("no command was given")]
     NoFunction,
@@ -164,13 +178,16 @@ impl MapError {
             | Self::Configured { .. }
             | Self::FromFailures { .. }
             | Self::FailuresFile(_)
+            | Self::Listen { .. }
             | Self::Unusable { .. } => exit::USAGE,
             Self::OutputFile(error) | Self::Receipt(error) if error.is_before_start() => {
                 exit::USAGE
             }
             Self::Input(error) if error.is_before_start() => exit::USAGE,
             Self::Output(error) if error.is_before_start() => exit::USAGE,
-            Self::Input(_)
+            Self::Journal(_)
+            | Self::Api(_)
+            | Self::Input(_)
             | Self::Output(_)
             | Self::OutputFile(_)
             | Self::Receipt(_)

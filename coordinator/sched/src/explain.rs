@@ -78,6 +78,12 @@ impl Scheduler {
         self.worker_keys.get(&worker).map_or_else(Vec::new, |&key| self.attempts_on(key))
     }
 
+    /// Whether an attempt waits for a slot of its worker.
+    #[must_use]
+    pub fn is_waiting(&self, attempt: AttemptId) -> bool {
+        self.attempts.get(attempt).is_some_and(|attempt| attempt.stage == Stage::Waiting)
+    }
+
     /// The items that an attempt is at, until it has ended.
     #[must_use]
     pub fn range_of(&self, attempt: AttemptId) -> Option<ItemRange> {

@@ -76,8 +76,8 @@ impl HeldInput {
     }
 
     /// The same with another bound than half of [`INFLIGHT_BYTES_MAX`].
-    #[cfg(test)]
-    pub(super) fn keeping(self, keep_bytes_max: u64) -> Self {
+    #[must_use]
+    pub fn keeping(self, keep_bytes_max: u64) -> Self {
         Self { keep_bytes_max, ..self }
     }
 

@@ -57,6 +57,7 @@ mod unframe;
 pub use block::BlockRule;
 pub use digest::function_digest;
 pub use failures_file::FailuresFile;
+pub(crate) use format::failures_file_line;
 pub use format::{Format, ResultShape, Shape};
 pub use held::{HeldError, HeldInput};
 pub use input::{Chunk, Input, InputError, InputFile, InputLevel, Source};

@@ -226,6 +226,13 @@ impl Core {
         }
     }
 
+    /// Ends the watching of sources and the links without a word: whoever comes after goes on with what
+    /// workers have.
+    pub(super) async fn leave(&mut self) {
+        self.watchers.shutdown().await;
+        self.fleet.leave().await;
+    }
+
     /// Ends the watching of sources and the links, each in good order.
     pub(super) async fn close_links(&mut self) {
         self.watchers.shutdown().await;

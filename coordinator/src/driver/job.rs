@@ -8,26 +8,27 @@ mod members;
 mod outlets;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use widemap_common::failure::FailureKind;
-use widemap_common::ids::{AttemptId, ItemRange, WorkerId};
-use widemap_common::limits::SUMMARY_FAILURES;
+use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
+use widemap_common::limits::{INFLIGHT_BYTES_MAX, KEPT_INPUT_BYTES, SUMMARY_FAILURES};
 use widemap_common::spec::{Directory, JobSpec, Runtime};
-use widemap_proto::jobs::AttemptState;
+use widemap_proto::jobs::{AttemptState, Blocks, Submission};
 use widemap_proto::session::{Done, HeldAttempt, Part};
 use widemap_sched::event::{Failure, InputLevel, JobPolicy};
 
 use super::core::Attempt;
 use super::plan::Plan;
 use crate::data::{
-    self, BlockRule, FailureRecord, HeldInput, Input, Ledger, MergeLevel, Report, ResultShape,
-    Shape,
+    self, BlockRule, FailureRecord, HeldInput, Input, Ledger, LedgerConfig, MergeLevel, Rendering,
+    Report, ResultShape, Shape,
 };
 use crate::error::MapError;
-use crate::journal::Ticket;
+use crate::journal::{Shelf, Ticket, Writer};
 use crate::summary::{Counts, NamedFailure};
 use direct::Direct;
 use history::History;
@@ -64,6 +65,17 @@ pub(super) struct Job {
     counts: Counts,
     failures: Vec<NamedFailure>,
     history: History,
+}
+
+/// A job of a service, to be opened.
+pub(super) struct KeptPlan {
+    pub(super) id: JobId,
+    pub(super) submission: Submission,
+    /// Its items.
+    pub(super) input: PathBuf,
+    pub(super) writer: Arc<Writer>,
+    /// What is durable of it already.
+    pub(super) shelf: Option<Arc<Shelf>>,
 }
 
 /// Where results go.
@@ -141,6 +153,85 @@ impl Job {
             failures: Vec::new(),
             history: History::default(),
         })
+    }
+
+    /// Opens a job of a service: its input is a file, its results go to the journal. What is final already
+    /// is not run again.
+    pub(super) fn kept(plan: KeptPlan, progressed: &Arc<Notify>) -> Result<Self, MapError> {
+        let wake = || {
+            let progressed = Arc::clone(progressed);
+            move || progressed.notify_one()
+        };
+        let Submission { spec, blocks, policy, output, .. } = plan.submission;
+        let blocks = match blocks {
+            Blocks::ItemWise => BlockRule::ItemWise,
+            Blocks::Fixed(bytes) => BlockRule::Fixed(bytes),
+            Blocks::Schedule => BlockRule::Schedule,
+        };
+        let shape = shape(&spec, blocks);
+        let source = data::Source::File(plan.input);
+        let mut input = Input::open(source, spec.framing, blocks, wake())?;
+        let mut counts = Counts::default();
+        if let Some(shelf) = &plan.shelf {
+            for range in shelf.final_ranges() {
+                let is_new = input.exclude(range);
+                debug_assert!(is_new, "{range} is final once");
+            }
+            (counts.ok, counts.failed) = shelf.final_items();
+        }
+        let held = match input.take_file() {
+            Some(file) => HeldInput::with_file(spec.framing, file).keeping(KEPT_INPUT_BYTES),
+            None => HeldInput::new(spec.framing),
+        };
+        let format =
+            if output.json { data::Format::Json } else { data::Format::Raw { fill: None } };
+        let config = LedgerConfig {
+            job: plan.id,
+            writer: plan.writer,
+            rendering: Rendering { format, shape, separator: output.separator },
+            function: data::function_digest(&spec.function, spec.framing),
+            spill_directory: std::env::temp_dir(),
+        };
+        let way = Way::Ledger(Box::new(Ledger::new(config, wake())));
+        let policy = JobPolicy {
+            runtime: spec.function.runtime(),
+            require: policy.require,
+            retries: policy.retries,
+            crash_limit: policy.crash_limit,
+            chunk_items: policy.chunk_items,
+            chunk_target: policy.chunk_target,
+            weight: policy.weight,
+            priority: policy.priority,
+            speculate: policy.speculate,
+        };
+        Ok(Self {
+            spec,
+            policy,
+            shape,
+            // What others submit does not run in this process's own directory.
+            private: false,
+            json: output.json,
+            input,
+            held,
+            inflight_bytes_max: INFLIGHT_BYTES_MAX,
+            gated: false,
+            stopped: false,
+            level_told: false,
+            way,
+            outlets: None,
+            is_full: false,
+            judged: None,
+            refusals: BTreeMap::new(),
+            has_been_ready: false,
+            counts,
+            failures: Vec::new(),
+            history: History::default(),
+        })
+    }
+
+    /// Why the input could not be read to its end, if so.
+    pub(super) fn take_input_error(&mut self) -> Option<MapError> {
+        self.input.take_error().map(MapError::from)
     }
 
     /// How the job is to be run.

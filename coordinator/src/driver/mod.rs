@@ -12,6 +12,7 @@ mod job;
 mod notices;
 mod one_shot;
 mod plan;
+mod service;
 #[cfg(test)]
 mod tests;
 mod unsettled;
@@ -22,6 +23,7 @@ use widemap_common::time::Time;
 pub(crate) use fleet::{Fleet, LinkStatus};
 pub(crate) use one_shot::run;
 pub(crate) use plan::{Ending, Outcome, Plan, Results};
+pub(crate) use service::{Observed, Pulse, ServiceMake, serve};
 
 #[cfg(test)]
 use one_shot::drive;

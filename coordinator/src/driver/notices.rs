@@ -23,6 +23,7 @@ pub(crate) struct Notices {
     left_out: u64,
     shows_progress: bool,
     quiet: bool,
+    logs: bool,
 }
 
 impl Notices {
@@ -40,7 +41,26 @@ impl Notices {
             }
             progress.clear();
         });
-        Self { queue: Some(queue), writer: Some(writer), left_out: 0, shows_progress, quiet }
+        Self {
+            queue: Some(queue),
+            writer: Some(writer),
+            left_out: 0,
+            shows_progress,
+            quiet,
+            logs: false,
+        }
+    }
+
+    /// Lines for a log, where nobody sits at a terminal.
+    pub(crate) fn log() -> Self {
+        Self {
+            queue: None,
+            writer: None,
+            left_out: 0,
+            shows_progress: false,
+            quiet: false,
+            logs: true,
+        }
     }
 
     /// Whether [`Notices::draw`] has any effect.
@@ -66,6 +86,9 @@ impl Notices {
     }
 
     fn send(&mut self, notice: Notice) {
+        if let (true, Notice::Line(line)) = (self.logs, &notice) {
+            tracing::info!("{}", line.strip_prefix("widemap: ").unwrap_or(line));
+        }
         let Some(queue) = &self.queue else { return };
         if let Err(TrySendError::Full(Notice::Line(_))) = queue.try_send(notice) {
             self.left_out += 1;

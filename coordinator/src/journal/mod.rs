@@ -28,4 +28,4 @@ pub(crate) use job_file::JobHeader;
 pub(crate) use medium::{Disk, Medium};
 pub(crate) use shelf::Shelf;
 pub(crate) use store::{Draft, KeptJob, Store};
-pub(crate) use writer::{Durable, Entry, Payload, Ticket, Writer};
+pub(crate) use writer::{Commit, Durable, Entry, Payload, Ticket, Writer};

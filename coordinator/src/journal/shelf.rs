@@ -42,6 +42,7 @@ struct State {
     next: u64,
     output_bytes: u64,
     failures: u64,
+    kept_bytes: u64,
     ok_items: u64,
     failed_items: u64,
     paused: bool,
@@ -74,6 +75,11 @@ impl Shelf {
     /// Failures that can be read now.
     pub(crate) fn failures(&self) -> u64 {
         self.lock().failures
+    }
+
+    /// Bytes of results on the disk.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.lock().kept_bytes
     }
 
     /// The first item that is not final.
@@ -140,6 +146,7 @@ impl Shelf {
     pub(super) fn put(&self, first: u64, entry: Final) {
         let mut state = self.lock();
         let items = u64::from(entry.items);
+        state.kept_bytes += entry.extent.length;
         match entry.failure {
             Some(_) => state.failed_items += items,
             None => state.ok_items += items,

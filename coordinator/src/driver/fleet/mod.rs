@@ -423,6 +423,11 @@ impl Fleet {
         self.workers.get(&worker).map_or("?", |entry| &entry.hello.name)
     }
 
+    /// Leaves all links as they are, as if this process had been killed: workers keep what they have.
+    pub(crate) async fn leave(&mut self) {
+        self.tasks.shutdown().await;
+    }
+
     /// Says goodbye on all links and waits for their tasks; a panic in one of them comes out here.
     /// Lines that workers log meanwhile go to `say`.
     pub(crate) async fn close(

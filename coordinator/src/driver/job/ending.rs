@@ -53,7 +53,7 @@ impl Job {
             speculative_wins: lost.speculative_wins,
             ..self.counts()
         };
-        let mut error = error.or_else(|| self.input_error());
+        let mut error = error.or_else(|| self.take_input_error());
         let complete = error.is_none() && ending == Ending::Complete;
         let mut outlets = self.outlets.take().expect("a map of one's own has its outlets");
         let delivered = outlets.delivered.take();
@@ -95,10 +95,6 @@ impl Job {
             advice,
             error,
         }
-    }
-
-    fn input_error(&mut self) -> Option<MapError> {
-        self.input.take_error().map(MapError::from)
     }
 
     /// What was done so far.

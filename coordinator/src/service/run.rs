@@ -1,0 +1,158 @@
+//! `widemap serve` from its start to its end: the journal, the driver on this thread, and the server of
+//! users on threads of its own, so that neither holds up the other.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal as SignalNumber;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use widemap_cluster::Identity;
+use widemap_common::time::Timers;
+
+use super::kept::{Kept, KeptLedger};
+use super::{Desk, DeskLimits, Registry};
+use crate::driver::{self, Pulse, ServiceMake};
+use crate::embedded::Spawner;
+use crate::error::MapError;
+use crate::journal::{Disk, Writer};
+use crate::places::Source;
+use crate::session::Trust;
+use crate::{api, exit, say};
+
+/// Threads that serve users.
+const SERVER_THREADS: usize = 2;
+
+/// How long users may take to be done once the service ends.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a service is told.
+pub(crate) struct ServeConfig {
+    /// Where users are served.
+    pub(crate) listen: String,
+    /// Where jobs are kept.
+    pub(crate) data: PathBuf,
+    /// Who this is to users and to workers; nobody, without a key.
+    pub(crate) identity: Option<Arc<Identity>>,
+    /// Where workers may be.
+    pub(crate) sources: Vec<Box<dyn Source>>,
+    /// How they are proved.
+    pub(crate) trust: Trust,
+    /// Slots in this process, and what starts their commands.
+    pub(crate) local: Option<(Spawner, u32)>,
+    /// At most so many slots of each worker.
+    pub(crate) slots_max: Option<u32>,
+    /// The timers of the sessions.
+    pub(crate) timers: Timers,
+    /// How much is taken in.
+    pub(crate) limits: DeskLimits,
+    /// How long what has ended is kept.
+    pub(crate) keep: Option<Duration>,
+    /// Who must know how it goes.
+    pub(crate) pulse: Box<dyn Pulse>,
+    /// What is done once users are served: it is told where. What comes back lives as long as the service.
+    pub(crate) begun: Box<dyn FnOnce(SocketAddr) -> Result<Box<dyn Send>, MapError>>,
+    /// What each commit of the journal cost.
+    pub(crate) meter: Box<dyn Fn(crate::journal::Commit) + Send + Sync>,
+}
+
+/// Runs the service until it is told to end.
+///
+/// # Errors
+/// What kept it from starting, or made it end.
+pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
+    let progressed = Arc::new(Notify::new());
+    let wake = Arc::clone(&progressed);
+    let medium = Arc::new(Disk);
+    let writer = Writer::start(medium.clone(), move || wake.notify_one(), config.meter)?;
+    let registry = Arc::new(Registry::default());
+    let (kept, remarks) = Kept::open(medium, &config.data, writer, &registry)?;
+    let kept = Arc::new(kept);
+    for remark in remarks {
+        say::line(&format!("widemap: WARNING: {remark}"));
+    }
+    let ledger = Arc::new(KeptLedger(Arc::clone(&kept)));
+    let (desk, requests) = Desk::new(Arc::clone(&registry), ledger, config.limits);
+    let server = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(SERVER_THREADS)
+        .thread_name("users")
+        .enable_all()
+        .build()
+        .map_err(MapError::Start)?;
+    let listener = server.block_on(TcpListener::bind(&config.listen));
+    let listener =
+        listener.map_err(|source| MapError::Listen { address: config.listen.clone(), source })?;
+    let address = listener.local_addr().map_err(MapError::Start)?;
+    let (stop, left) = (CancellationToken::new(), CancellationToken::new());
+    let make = ServiceMake {
+        sources: config.sources,
+        trust: config.trust,
+        local: config.local,
+        slots_max: config.slots_max,
+        timers: config.timers,
+        registry,
+        kept,
+        requests,
+        progressed,
+        keep: config.keep,
+        pulse: config.pulse,
+    };
+    let (identity, timers, leave) = (config.identity, config.timers, left.clone());
+    let serving =
+        server.spawn(async move { api::serve(desk, listener, identity, &timers, leave).await });
+    let driver = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(MapError::Start)?;
+    let begun = (config.begun)(address)?;
+    say::result(&format!("listening on {address}"));
+    let (served, signal) = driver.block_on(async {
+        let signals = tokio::spawn(until_told(stop.clone()));
+        let served = driver::serve(make, stop.clone()).await;
+        stop.cancel();
+        signals.abort();
+        (served, signals.await)
+    });
+    // Users hear that this life is over, and come back to the next one.
+    left.cancel();
+    let ended = server.block_on(async { tokio::time::timeout(LEAVE_PATIENCE, serving).await });
+    server.shutdown_background();
+    driver.shutdown_background();
+    drop(begun);
+    served?;
+    match ended {
+        Ok(Ok(Err(error))) => return Err(MapError::Api(error.to_string())),
+        Ok(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        _ => {}
+    }
+    match signal {
+        Ok(Err(error)) => Err(MapError::Start(error)),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        _ => Ok(exit::OK),
+    }
+}
+
+/// Waits for a signal to end. A second one ends the process at once.
+async fn until_told(stop: CancellationToken) -> std::io::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let told = tokio::select! {
+        _ = interrupt.recv() => SignalNumber::INT,
+        _ = terminate.recv() => SignalNumber::TERM,
+        () = stop.cancelled() => return Ok(()),
+    };
+    say::line(
+        "widemap: ending: workers keep what they run for the next start; once more ends at once",
+    );
+    tracing::info!(signal = told.as_raw(), "ending");
+    stop.cancel();
+    tokio::select! {
+        _ = interrupt.recv() => std::process::exit(128 + SignalNumber::INT.as_raw()),
+        _ = terminate.recv() => std::process::exit(128 + SignalNumber::TERM.as_raw()),
+        () = std::future::pending() => Ok(()),
+    }
+}
