@@ -103,13 +103,22 @@ mod real {
 #[cfg(not(test))]
 pub(super) use real::race;
 
+/// In tests: a simulated network, beside this machine's own loopback.
 #[cfg(test)]
 pub(super) async fn race(
     addresses: &[String],
     trust: &super::dial::Trust,
-) -> Result<Winner<turmoil::net::TcpStream>, super::DialError> {
+) -> Result<
+    Winner<tokio_util::either::Either<turmoil::net::TcpStream, tokio::net::TcpStream>>,
+    super::DialError,
+> {
+    use tokio_util::either::Either;
     let address = addresses.first().ok_or(super::DialError::NoRoute)?.clone();
-    match turmoil::net::TcpStream::connect(address.as_str()).await {
+    let connected = match address.starts_with("127.") {
+        true => tokio::net::TcpStream::connect(address.as_str()).await.map(Either::Right),
+        false => turmoil::net::TcpStream::connect(address.as_str()).await.map(Either::Left),
+    };
+    match connected {
         Ok(stream) => {
             let stream = trust.secure(&address, stream).await?;
             Ok(Winner { reached: address.clone(), address, stream })

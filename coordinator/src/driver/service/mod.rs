@@ -3,6 +3,8 @@
 
 mod answers;
 mod jobs;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

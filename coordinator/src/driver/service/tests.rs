@@ -1,0 +1,379 @@
+//! A service in this process, with its own journal on a real disk, and a worker that outlives it: real gRPC
+//! over loopback. A life that is killed is dropped where it stands.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use widemap_common::framing::LINES;
+use widemap_common::ids::JobId;
+use widemap_common::limits;
+use widemap_common::spec::{Directory, Function, JobSpec};
+use widemap_common::time::Timers;
+use widemap_proto::jobs::{
+    Blocks, Collecting, How, Job, JobName, JobState, OutputForm, Policy, Position, Prune, Submission,
+};
+use widemap_worker::{Context, FunctionError, Output, Registry as Functions, Worker, WorkerConfig};
+
+use super::{Observed, Pulse, ServiceMake, serve};
+use crate::error::MapError;
+use crate::journal::{Disk, Writer};
+use crate::places::Fixed;
+use crate::service::{Desk, DeskError, DeskLimits, Kept, KeptLedger, Registry};
+use crate::session::Trust;
+
+/// A bound for what should take moments.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often each item ran, and whether those that wait may end.
+#[derive(Default)]
+struct Witness {
+    /// Items below this number may end.
+    open: AtomicU64,
+    runs: Mutex<BTreeMap<u64, u32>>,
+    running: AtomicU32,
+}
+
+impl Witness {
+    fn runs(&self) -> BTreeMap<u64, u32> {
+        self.runs.lock().unwrap().clone()
+    }
+}
+
+/// A worker of functions on a port of its own.
+struct Host {
+    address: String,
+    witness: Arc<Witness>,
+    _serving: JoinHandle<()>,
+}
+
+impl Host {
+    async fn start(slots: u32) -> Self {
+        let witness = Arc::new(Witness::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let for_items = Arc::clone(&witness);
+        let gated = move |item: &[u8], output: &mut Output, context: &Context| {
+            *for_items.runs.lock().unwrap().entry(context.sequence()).or_default() += 1;
+            for_items.running.fetch_add(1, Ordering::SeqCst);
+            let number = context.sequence();
+            while number >= for_items.open.load(Ordering::SeqCst) && !context.is_cancelled() {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            for_items.running.fetch_sub(1, Ordering::SeqCst);
+            output.extend_from_slice(item);
+            Ok::<_, FunctionError>(())
+        };
+        let fails = |item: &[u8], output: &mut Output, _: &Context| {
+            output.extend_from_slice(item);
+            match item {
+                b"3" => Err(FunctionError::new("three is refused")),
+                _ => Ok(()),
+            }
+        };
+        let functions = Functions::stock().function("gated", gated).function("fails", fails);
+        let config = WorkerConfig {
+            name: "ann".to_owned(),
+            slots,
+            timers: timers(),
+            ..WorkerConfig::default()
+        };
+        let worker = Worker::functions_only(config, functions);
+        let serving = tokio::spawn(async move {
+            let incoming = TcpListenerStream::new(listener);
+            worker.serve_incoming(incoming, CancellationToken::new()).await.unwrap();
+        });
+        Self { address, witness, _serving: serving }
+    }
+}
+
+struct NoPulse;
+
+impl Pulse for NoPulse {
+    fn beat(&mut self) {}
+    fn ready(&mut self, _: bool) {}
+    fn observe(&mut self, _: &Observed) {}
+}
+
+/// One life of a service.
+struct Life {
+    desk: Desk,
+    stop: CancellationToken,
+    serving: JoinHandle<Result<(), MapError>>,
+}
+
+impl Life {
+    fn begin(directory: &std::path::Path, workers: &[&Host]) -> Self {
+        let progressed = Arc::new(Notify::new());
+        let wake = Arc::clone(&progressed);
+        let medium = Arc::new(Disk);
+        let writer = Writer::start(medium.clone(), move || wake.notify_one(), |_| {}).unwrap();
+        let registry = Arc::new(Registry::default());
+        let (kept, remarks) = Kept::open(medium, directory, writer, &registry).unwrap();
+        assert_eq!(remarks, Vec::<String>::new());
+        let kept = Arc::new(kept);
+        let ledger = Arc::new(KeptLedger(Arc::clone(&kept)));
+        let (desk, requests) = Desk::new(Arc::clone(&registry), ledger, DeskLimits::default());
+        let addresses = workers.iter().map(|host| host.address.clone()).collect();
+        let make = ServiceMake {
+            sources: vec![Box::new(Fixed { name: "test".to_owned(), addresses })],
+            trust: Trust::default(),
+            local: None,
+            slots_max: None,
+            timers: timers(),
+            registry,
+            kept,
+            requests,
+            progressed,
+            keep: None,
+            pulse: Box::new(NoPulse),
+        };
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(make, stop.clone()));
+        Self { desk, stop, serving }
+    }
+
+    /// It ends in good order.
+    async fn end(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap().unwrap();
+    }
+
+    /// It is gone, wherever it was.
+    async fn kill(self) {
+        self.serving.abort();
+        assert!(self.serving.await.unwrap_err().is_cancelled());
+    }
+
+    async fn submit(&self, submission: Submission, items: &str) -> JobId {
+        let mut intake = self.desk.enter().unwrap().begin(submission).await.unwrap();
+        intake.write(Bytes::copy_from_slice(items.as_bytes())).await.unwrap();
+        intake.finish().await.unwrap().job.id
+    }
+
+    /// The whole output, the failures, and the job once it has ended.
+    async fn collect(&self, job: JobId) -> (String, Vec<String>, Job) {
+        let mut collect = self.desk.collect(job, Position::default()).unwrap();
+        let (mut output, mut failures) = (Vec::new(), Vec::new());
+        loop {
+            let next = tokio::time::timeout(PATIENCE, collect.next()).await.expect("it ends");
+            match next.unwrap().expect("the end is told") {
+                Collecting::Output(part) => output.extend_from_slice(&part.data),
+                Collecting::Failures(part) => failures.extend(
+                    part.records.iter().map(|record| String::from_utf8_lossy(record).into_owned()),
+                ),
+                Collecting::Ended(job) => {
+                    return (String::from_utf8(output).unwrap(), failures, *job);
+                }
+            }
+        }
+    }
+
+    fn job(&self, job: JobId) -> Job {
+        self.desk.job(&JobName::Id(job)).unwrap()
+    }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}: never"));
+}
+
+fn timers() -> Timers {
+    Timers { heartbeat_ms: 100, lease_ms: 30_000, lease_margin_ms: 500, ..Timers::default() }
+}
+
+fn submission(function: &str) -> Submission {
+    Submission {
+        name: String::new(),
+        submit_key: None,
+        spec: JobSpec {
+            function: Function::Builtin { name: function.to_owned() },
+            framing: LINES,
+            directory: Directory::Private,
+            environment: Vec::new(),
+            timeout: None,
+            max_output: limits::MAX_OUTPUT_BYTES,
+            per_item: false,
+        },
+        blocks: Blocks::ItemWise,
+        policy: Policy {
+            retries: 1,
+            crash_limit: 3,
+            chunk_items: None,
+            chunk_target: Duration::from_millis(20),
+            weight: 1,
+            priority: 0,
+            speculate: false,
+            require: BTreeMap::new(),
+        },
+        output: OutputForm { json: false, unordered: false, separator: b'\n' },
+        submitter: "a test".to_owned(),
+        submitted_ms: 0,
+    }
+}
+
+/// One item a chunk, so that what runs is known.
+fn gated() -> Submission {
+    let submission = submission("gated");
+    let policy = Policy { chunk_items: Some(1), ..submission.policy.clone() };
+    Submission { policy, ..submission }
+}
+
+fn numbers(count: u64) -> String {
+    (1..=count).map(|number| format!("{number}\n")).collect()
+}
+
+#[tokio::test]
+async fn what_is_submitted_is_collected_in_order_and_again() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(2).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let job = life.submit(submission("square"), &numbers(20_000)).await;
+    let want: String = (1..=20_000_u64).map(|number| format!("{}\n", number * number)).collect();
+    let (output, failures, ended) = life.collect(job).await;
+    assert_eq!((output == want, failures), (true, Vec::new()));
+    assert_eq!((ended.status.state.name(), ended.status.counts.ok), ("complete", 20_000));
+    assert_eq!(ended.status.output_bytes, want.len() as u64);
+    assert!(life.collect(job).await.0 == want);
+    life.end().await;
+    // And in another life.
+    let life = Life::begin(directory.path(), &[]);
+    let (output, _, again) = life.collect(job).await;
+    assert!(output == want);
+    assert_eq!(again.status, ended.status);
+    let empty = life.submit(submission("square"), "").await;
+    assert_eq!(empty, JobId(job.0 + 1));
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_failed_is_told_with_its_place_and_the_output_lacks_it() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let job = life.submit(submission("fails"), &numbers(5)).await;
+    let (output, failures, ended) = life.collect(job).await;
+    assert_eq!(output, "1\n2\n4\n5\n");
+    assert_eq!(failures.len(), 1);
+    assert!(failures[0].contains("\"seq\":3") && failures[0].ends_with("\"offset\":4}"), "{failures:?}");
+    assert!(failures[0].contains("three is refused"), "{failures:?}");
+    assert_eq!((ended.status.counts.ok, ended.status.counts.failed), (4, 1));
+    let explained = life.desk.explain(job, None).await.unwrap();
+    assert!(explained.sentence.contains("has ended"), "{explained:?}");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_life_that_is_killed_is_gone_on_from_and_nothing_runs_twice() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(3).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let done = life.submit(submission("square"), &numbers(10)).await;
+    life.collect(done).await;
+    let job = life.submit(gated(), &numbers(8)).await;
+    until("every slot has an item", || ann.witness.running.load(Ordering::SeqCst) == 3).await;
+    life.kill().await;
+    // They end while nobody can be told.
+    ann.witness.open.store(u64::MAX, Ordering::SeqCst);
+    until("they have ended", || ann.witness.running.load(Ordering::SeqCst) == 0).await;
+    let life = Life::begin(directory.path(), &[&ann]);
+    let (output, _, ended) = life.collect(job).await;
+    assert_eq!(output, numbers(8));
+    assert_eq!(ended.status.counts.ok, 8);
+    let runs = ann.witness.runs();
+    assert!(runs.values().all(|&runs| runs == 1) && runs.len() == 8, "{runs:?}");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_is_final_is_not_run_again_by_a_worker_that_knows_nothing() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    ann.witness.open.store(100, Ordering::SeqCst);
+    let job = life.submit(gated(), &numbers(200)).await;
+    until("some are durable", || life.job(job).status.output_bytes > 20).await;
+    until("one is held up", || ann.witness.running.load(Ordering::SeqCst) == 1).await;
+    life.kill().await;
+    let bob = Host::start(2).await;
+    bob.witness.open.store(u64::MAX, Ordering::SeqCst);
+    let life = Life::begin(directory.path(), &[&bob]);
+    assert_eq!(life.collect(job).await.0, numbers(200));
+    let (before, after) = (ann.witness.runs(), bob.witness.runs());
+    assert!(after.values().all(|&runs| runs == 1));
+    // What ann had not handed in ran again, and that is no more than she could have at a time.
+    let twice = after.keys().filter(|item| before.contains_key(item)).count();
+    assert!(twice <= 40 && after.len() < 200, "{twice} ran again, {} in all", after.len());
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_job_is_paused_gone_on_with_given_up_and_explained() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let job = life.submit(gated(), &numbers(4)).await;
+    let name = JobName::Id(job);
+    until("it runs", || ann.witness.running.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(life.desk.pause(&name).await.unwrap().status.state, JobState::Paused);
+    let told = life.desk.explain(job, Some(0)).await.unwrap();
+    assert!(told.sentence.contains("running") && told.sentence.contains("on ann"), "{told:?}");
+    assert_eq!(told.attempts.len(), 1);
+    ann.witness.open.store(u64::MAX, Ordering::SeqCst);
+    until("what ran has ended", || life.job(job).status.counts.ok == 1).await;
+    let told = life.desk.explain(job, None).await.unwrap();
+    assert!(told.sentence.contains("is paused"), "{told:?}");
+    assert!(matches!(life.desk.explain(job, Some(99)).await, Err(DeskError::Refused(_))));
+    life.end().await;
+    // A pause outlives the service.
+    let life = Life::begin(directory.path(), &[&ann]);
+    until("it is paused again", || life.job(job).status.state == JobState::Paused).await;
+    ann.witness.open.store(0, Ordering::SeqCst);
+    life.desk.unpause(&name).await.unwrap();
+    until("it goes on", || ann.witness.running.load(Ordering::SeqCst) == 1).await;
+    let cancelled = life.desk.cancel(&name).await.unwrap();
+    assert!(matches!(&cancelled.status.ending().unwrap().how, How::Cancelled));
+    assert_eq!(life.collect(job).await.0, "1\n");
+    assert!(matches!(life.desk.pause(&name).await, Err(DeskError::Refused(_))));
+    let pruned = life.desk.prune(Prune::default()).await.unwrap();
+    assert_eq!(pruned.jobs, [job]);
+    assert!(pruned.freed_bytes >= numbers(4).len() as u64);
+    assert!(matches!(life.desk.job(&name), Err(DeskError::NoSuchJob(_))));
+    let next = life.submit(submission("square"), "2\n").await;
+    assert_eq!((next, life.collect(next).await.0), (JobId(2), "4\n".to_owned()));
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_long_job_does_not_starve_a_short_one_and_priority_comes_first() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(2).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let long = life.submit(submission("square"), &numbers(1_000_000)).await;
+    until("the long one runs", || life.job(long).status.output_bytes > 0).await;
+    let short = life.submit(submission("square"), &numbers(10)).await;
+    assert_eq!(life.collect(short).await.2.status.counts.ok, 10);
+    assert!(life.job(long).status.ending().is_none(), "the long one still runs");
+    let workers = life.desk.workers().await.unwrap();
+    assert_eq!((workers.len(), workers[0].state.as_str()), (1, "ready"));
+    assert_eq!(life.collect(long).await.2.status.counts.ok, 1_000_000);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_function_that_no_worker_has_ends_its_job_and_says_so() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let job = life.submit(submission("cube"), &numbers(3)).await;
+    let (output, _, ended) = life.collect(job).await;
+    assert_eq!(output, "");
+    let How::Unusable(why) = &ended.status.ending().unwrap().how else { panic!("{ended:?}") };
+    assert!(why.contains("ann has no function `cube`"), "{why}");
+    life.end().await;
+}
