@@ -356,3 +356,12 @@ pub const ATTEMPTS_TOLD_MAX: usize = 1_000;
 
 /// How often at the most one who watches a job is told of it.
 pub const WATCH_MS: u64 = 100;
+
+/// How long a coordinator that serves may take to answer a call, over all tries.
+pub const JOBS_CALL_MS: u64 = 15_000;
+
+/// How often it is asked again.
+pub const JOBS_CALL_RETRIES: u32 = 5;
+
+/// How long a coordinator that was there and is lost is dialled again by one who collects from it.
+pub const COORDINATOR_PATIENCE_MS: u64 = 60_000;

@@ -6,6 +6,7 @@ pub mod data;
 #[allow(dead_code, unused_imports, reason = "`serve` that uses it comes next")]
 mod api;
 mod cli;
+#[allow(dead_code, unused_imports, reason = "`serve` that uses it comes next")]
 mod client;
 mod doctor;
 mod driver;

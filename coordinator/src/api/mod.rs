@@ -5,6 +5,8 @@ mod ask;
 mod refusal;
 mod results;
 mod submit;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::pin::pin;

@@ -37,7 +37,7 @@ pub(super) fn status(error: &DeskError) -> Status {
 pub(super) fn malformed(error: &WireError) -> Status {
     match error {
         // It may arrive well the next time.
-        WireError::Changed { .. } => Status::data_loss(error.to_string()),
+        WireError::Changed { .. } => Status::unavailable(error.to_string()),
         _ => Status::invalid_argument(error.to_string()),
     }
 }

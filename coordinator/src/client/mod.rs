@@ -1,10 +1,15 @@
-//! Unary calls to a worker: what they all pass on their way to the channel.
+//! Calls to others. Unary ones, to a worker or a coordinator, pass the same layers on their way to the
+//! channel.
 //!
-//! The deadline is around the retries, so that it is one for all tries of a call. Sessions do not come
-//! this way: a deadline does not bound a stream, and a link redials by itself.
+//! The deadline is around the retries, so that it is one for all tries of a call. Streams do not come
+//! this way: a deadline does not bound them, and whoever has one redials by itself.
 
+mod collect;
+mod coordinator;
 mod deadline;
+mod jobs;
 mod retry;
+mod submit;
 
 use std::time::Duration;
 
@@ -19,6 +24,10 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::{BoxError, Service, ServiceBuilder};
 use widemap_common::limits::{HEALTH_MS, HEALTH_RETRIES};
 use widemap_proto::wire::worker_server;
+
+pub(crate) use collect::{Collected, Collector};
+pub(crate) use coordinator::{Coordinator, JobsError};
+pub(crate) use submit::{SubmitError, is_own_key};
 
 use deadline::DeadlineLayer;
 use retry::RetryLayer;

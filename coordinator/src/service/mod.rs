@@ -7,6 +7,8 @@
 
 mod collect;
 mod desk;
+#[cfg(test)]
+pub(crate) mod fake;
 mod intake;
 mod kept;
 mod ledger;

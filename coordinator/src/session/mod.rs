@@ -9,7 +9,7 @@ mod outbox;
 mod pace;
 mod tcp;
 
-pub(crate) use dial::{Dial, DialError, HERE, Trust};
+pub(crate) use dial::{Dial, DialError, HERE, Line, Trust};
 pub(crate) use link::{GOODBYE, Greeting, Link, LinkEvent, LinkId, LinkNews, spawn};
 pub use outbox::{Outbox, Recalled, SendBounds, StreamId};
 pub use pace::PaceBounds;
