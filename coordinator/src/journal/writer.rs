@@ -85,6 +85,8 @@ pub(crate) struct Writer {
 
 struct Shared {
     medium: Arc<dyn Medium>,
+    /// Between two commits, unless there is much to be written.
+    pause: Duration,
     queue: Mutex<Queue>,
     wake: Condvar,
     queued_bytes: AtomicU64,
@@ -126,8 +128,19 @@ impl Writer {
         notify: impl Fn() + Send + Sync + 'static,
         meter: impl Fn(Commit) + Send + Sync + 'static,
     ) -> Result<Self, JournalError> {
+        Self::committing(medium, Duration::from_millis(JOURNAL_COMMIT_MS), notify, meter)
+    }
+
+    /// The same, with another pause between commits.
+    pub(super) fn committing(
+        medium: Arc<dyn Medium>,
+        pause: Duration,
+        notify: impl Fn() + Send + Sync + 'static,
+        meter: impl Fn(Commit) + Send + Sync + 'static,
+    ) -> Result<Self, JournalError> {
         let shared = Arc::new(Shared {
             medium,
+            pause,
             queue: Mutex::default(),
             wake: Condvar::new(),
             queued_bytes: AtomicU64::new(0),
@@ -274,7 +287,7 @@ impl Shared {
         let idle = |queue: &mut Queue| queue.entries.is_empty() && !queue.is_closed;
         let mut queue =
             self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
-        let due = last_commit + Duration::from_millis(JOURNAL_COMMIT_MS);
+        let due = last_commit + self.pause;
         loop {
             let is_enough = self.queued_bytes.load(Ordering::Acquire) >= JOURNAL_COMMIT_BYTES;
             let left = due.saturating_duration_since(Instant::now());

@@ -18,7 +18,8 @@ use widemap_common::limits;
 use widemap_common::spec::{Directory, Function, JobSpec};
 use widemap_common::time::Timers;
 use widemap_proto::jobs::{
-    Blocks, Collecting, How, Job, JobName, JobState, OutputForm, Policy, Position, Prune, Submission,
+    Blocks, Collecting, How, Job, JobName, JobState, OutputForm, Policy, Position, Prune,
+    Submission,
 };
 use widemap_worker::{Context, FunctionError, Output, Registry as Functions, Worker, WorkerConfig};
 
@@ -265,7 +266,10 @@ async fn what_failed_is_told_with_its_place_and_the_output_lacks_it() {
     let (output, failures, ended) = life.collect(job).await;
     assert_eq!(output, "1\n2\n4\n5\n");
     assert_eq!(failures.len(), 1);
-    assert!(failures[0].contains("\"seq\":3") && failures[0].ends_with("\"offset\":4}"), "{failures:?}");
+    assert!(
+        failures[0].contains("\"seq\":3") && failures[0].ends_with("\"offset\":4}"),
+        "{failures:?}"
+    );
     assert!(failures[0].contains("three is refused"), "{failures:?}");
     assert_eq!((ended.status.counts.ok, ended.status.counts.failed), (4, 1));
     let explained = life.desk.explain(job, None).await.unwrap();
