@@ -365,3 +365,6 @@ pub const JOBS_CALL_RETRIES: u32 = 5;
 
 /// How long a coordinator that was there and is lost is dialled again by one who collects from it.
 pub const COORDINATOR_PATIENCE_MS: u64 = 60_000;
+
+/// The largest share of a job (`--weight`).
+pub const WEIGHT_MAX: u32 = 1_000_000;

@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tonic::Code;
+use widemap_common::ids::JobId;
+
+use crate::client::{JobsError, SubmitError};
 use crate::exit;
 
 /// See the file's head.
@@ -22,6 +26,62 @@ pub(crate) enum MapError {
     /// The journal cannot be opened, or not be written any more.
     #[error(transparent)]
     Journal(#[from] crate::journal::JournalError),
+    /// Users beyond this host would be served without a key.
+    #[error("{0} is reached from other hosts, and without a key whoever reaches it runs commands")]
+    NotLoopback(std::net::SocketAddr),
+    /// A coordinator is named beside something else.
+    #[error("{coordinator} stands alone, and {other} is named beside it")]
+    Alone {
+        /// By what it is named.
+        coordinator: String,
+        /// What else is named.
+        other: String,
+    },
+    /// An option has no meaning without a coordinator.
+    #[error("{0} is for jobs of a coordinator, and none is named")]
+    OnlyWithCoordinator(&'static str),
+    /// An option has no meaning with a coordinator.
+    #[error("{flag} is not for jobs of a coordinator: {why}")]
+    NotWithCoordinator {
+        /// Which.
+        flag: &'static str,
+        /// Why.
+        why: &'static str,
+    },
+    /// Nobody serves jobs.
+    #[error("no coordinator was found\n{}", asked.join("\n"))]
+    NoCoordinator {
+        /// What was asked, and what it answered.
+        asked: Vec<String>,
+    },
+    /// It is not clear which one is meant.
+    #[error("{} coordinators are announced: {}", .0.len(), .0.join(", "))]
+    SeveralCoordinators(Vec<String>),
+    /// The coordinator does not do it.
+    #[error(transparent)]
+    Jobs(#[from] crate::client::JobsError),
+    /// A job could not be handed in.
+    #[error(transparent)]
+    Submit(#[from] crate::client::SubmitError),
+    /// A job was given up by somebody.
+    #[error("{0} was cancelled")]
+    Cancelled(JobId),
+    /// No worker of the coordinator can run a job.
+    #[error("no worker can run {job}\n{why}")]
+    JobUnusable {
+        /// Which.
+        job: JobId,
+        /// Each worker and why.
+        why: String,
+    },
+    /// The coordinator could not go on with a job.
+    #[error("the coordinator could not go on with {job}: {why}")]
+    JobFailed {
+        /// Which.
+        job: JobId,
+        /// Why.
+        why: String,
+    },
     /// Nothing to run was named.
     #[error("no command was given")]
     NoFunction,
@@ -155,6 +215,25 @@ impl MapError {
             Self::NobodyToAsk => {
                 "name workers (--worker HOST, --workers-file, --dns), or run on this machine with --local N"
             }
+            Self::NotLoopback(_) => {
+                "make a key (widemap key new) and copy it to every host, listen on 127.0.0.1, or add \
+                 --insecure if everybody on the network is trusted"
+            }
+            Self::Alone { .. } => {
+                "name either a coordinator, which knows its workers, or workers for a map of your own"
+            }
+            Self::OnlyWithCoordinator(_) => {
+                "name one (--coordinator HOST), or leave the option out"
+            }
+            Self::NotWithCoordinator { .. } => "leave it out",
+            Self::NoCoordinator { .. } => {
+                "start `widemap serve` on a host, or name one that runs: --coordinator HOST"
+            }
+            Self::SeveralCoordinators(_) => "name one of them: --coordinator HOST",
+            Self::Jobs(JobsError::Distrust { .. })
+            | Self::Submit(SubmitError::Jobs(JobsError::Distrust { .. })) => {
+                "give both sides the same key file (`widemap key show` tells which cluster a key is of)"
+            }
             Self::Unbalanced(_) => "please report it with the command and its receipt",
             _ => return None,
         })
@@ -179,7 +258,16 @@ impl MapError {
             | Self::FromFailures { .. }
             | Self::FailuresFile(_)
             | Self::Listen { .. }
+            | Self::NotLoopback(_)
+            | Self::Alone { .. }
+            | Self::OnlyWithCoordinator(_)
+            | Self::NotWithCoordinator { .. }
+            | Self::SeveralCoordinators(_)
+            | Self::JobUnusable { .. }
             | Self::Unusable { .. } => exit::USAGE,
+            Self::Cancelled(_) => exit::ITEMS_FAILED,
+            Self::Jobs(error) | Self::Submit(SubmitError::Jobs(error)) => by_jobs(error),
+            Self::Submit(SubmitError::Input(error)) if error.is_before_start() => exit::USAGE,
             Self::OutputFile(error) | Self::Receipt(error) if error.is_before_start() => {
                 exit::USAGE
             }
@@ -196,8 +284,28 @@ impl MapError {
             | Self::Spawner(_)
             | Self::NoWorkers { .. }
             | Self::NobodyToAsk
+            | Self::NoCoordinator { .. }
+            | Self::Submit(_)
+            | Self::JobFailed { .. }
             | Self::Unbalanced(_) => exit::CLUSTER,
         }
+    }
+}
+
+/// Whether the user asked for what cannot be, or the coordinator cannot do it now.
+fn by_jobs(error: &JobsError) -> u8 {
+    match error {
+        JobsError::Refused {
+            code:
+                Code::NotFound
+                | Code::AlreadyExists
+                | Code::FailedPrecondition
+                | Code::InvalidArgument
+                | Code::OutOfRange
+                | Code::PermissionDenied,
+            ..
+        } => exit::USAGE,
+        _ => exit::CLUSTER,
     }
 }
 

@@ -8,7 +8,8 @@ pub(crate) const ITEMS_FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// The cluster or the disk failed, not the items.
 pub(crate) const CLUSTER: u8 = 3;
-/// Interrupted from the terminal.
-pub(crate) const INTERRUPTED: u8 = 130;
-/// Told to end.
-pub(crate) const TERMINATED: u8 = 143;
+
+/// Ended by a signal: 130 where it was interrupted from the terminal, 143 where it was told to end.
+pub(crate) fn by_signal(signal: i32) -> u8 {
+    128 + u8::try_from(signal).unwrap_or_default()
+}

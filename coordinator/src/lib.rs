@@ -3,10 +3,8 @@
 
 pub mod data;
 
-#[allow(dead_code, unused_imports, reason = "`serve` that uses it comes next")]
 mod api;
 mod cli;
-#[allow(dead_code, unused_imports, reason = "`serve` that uses it comes next")]
 mod client;
 mod doctor;
 mod driver;
@@ -19,7 +17,6 @@ mod logging;
 mod places;
 mod progress;
 mod say;
-#[allow(dead_code, unused_imports, reason = "the API that uses it comes next")]
 mod service;
 mod session;
 mod summary;

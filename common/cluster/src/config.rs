@@ -39,6 +39,8 @@ pub struct Config {
     pub mdns_interface: Vec<String>,
     /// Slots on this machine.
     pub local: Option<u32>,
+    /// A coordinator that serves, `HOST[:PORT]`.
+    pub coordinator: Option<String>,
     /// How long to wait for a usable worker, as on the command line.
     pub wait_workers: Option<String>,
     /// At most so many slots of each worker.
@@ -167,6 +169,7 @@ mod tests {
         let path = directory.path().join("widemap.toml");
         let text = "key = 'key'\nworkers = ['ann', 'bob:99']\nworkers-file = ['/shared/hosts']\n\
                     dns = ['workers.lab']\nmdns = false\nmdns-interface = ['eth1']\nlocal = 2\n\
+                    coordinator = 'carol'\n\
                     wait-workers = 'never'\njobs = 3\nmax-output = '1M'\nlog = 'debug'\n\
                     log-format = 'json'\ntls-cert = 'c'\ntls-key = '/k'\ntls-ca = 'a'\n";
         std::fs::write(&path, text).unwrap();
@@ -175,6 +178,7 @@ mod tests {
         assert_eq!(config.tls_key, Some("/k".into()));
         assert_eq!(config.workers, ["ann", "bob:99"]);
         assert_eq!(config.mdns, Some(false));
+        assert_eq!(config.coordinator.as_deref(), Some("carol"));
         assert_eq!(config.path, Some(path));
     }
 

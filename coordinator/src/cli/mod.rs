@@ -1,13 +1,20 @@
-//! The command line: what may be typed. What it means is decided in `map` and `workers`.
+//! The command line: what may be typed. What it means is decided in a file for each command.
 
 mod again;
 mod argv;
+mod collect;
+mod coordinator;
+mod job;
+mod jobs;
 mod key;
 mod map;
 mod options;
 mod place;
 mod rerun;
+mod serve;
 mod settings;
+mod submit;
+mod table;
 mod workers;
 
 use std::ffi::OsString;
@@ -18,6 +25,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub(crate) use options::{DoctorArgs, Format, ListFormat, LogArgs, LogFormat, Wait};
 pub(crate) use place::{Sources, Whereabouts, wanted};
 
+use crate::error::MapError;
 use crate::{doctor, exit, say};
 
 /// multiprocessing.Pool.map across every machine you have.
@@ -34,6 +42,24 @@ pub(crate) struct Cli {
 enum Command {
     /// Run a function over a list, results in the order of the list
     Map(Box<options::MapArgs>),
+    /// Hand a map in to a coordinator, and go home: prints the job's id
+    Submit(Box<options::SubmitArgs>),
+    /// Take jobs of several people in, and run them for as long as it takes
+    Serve(Box<options::ServeArgs>),
+    /// List the jobs of a coordinator, or remove what has ended
+    Jobs(Box<options::JobsArgs>),
+    /// Say how far a job is
+    Status(Box<options::StatusArgs>),
+    /// Write the results of a job, in the order of its items; waits while it runs
+    Results(Box<options::ResultsArgs>),
+    /// Give a job up; what is done of it is kept
+    Cancel(Box<options::TouchArgs>),
+    /// Start nothing more of a job
+    Pause(Box<options::TouchArgs>),
+    /// Go on with a job that was paused
+    Unpause(Box<options::TouchArgs>),
+    /// Say why a job or one of its items waits, and which attempts it had
+    Explain(Box<options::ExplainArgs>),
     /// List the workers that a map would use, and why others are not
     Workers(Box<options::WorkersArgs>),
     /// Look at this host, the workers and the way to them, and say what to do
@@ -62,6 +88,15 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
     };
     match cli.command {
         Some(Command::Map(args)) => map::run(*args, &words, lists),
+        Some(Command::Submit(args)) => submit::run(&args, lists),
+        Some(Command::Serve(args)) => serve::run(*args),
+        Some(Command::Jobs(args)) => jobs::list(&args),
+        Some(Command::Status(args)) => jobs::status(&args),
+        Some(Command::Results(args)) => jobs::results(*args),
+        Some(Command::Cancel(args)) => jobs::cancel(&args),
+        Some(Command::Pause(args)) => jobs::pause(&args),
+        Some(Command::Unpause(args)) => jobs::unpause(&args),
+        Some(Command::Explain(args)) => jobs::explain(&args),
         Some(Command::Workers(args)) => workers::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Key(command)) => key::run(&command),
@@ -70,6 +105,18 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
             ExitCode::from(exit::USAGE)
         }
     }
+}
+
+/// Runs what talks to a coordinator.
+fn block_on<T>(work: impl Future<Output = Result<T, MapError>>) -> Result<T, MapError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(MapError::Start)?;
+    let done = runtime.block_on(work);
+    // A name that is still being looked up, or a write that nobody reads, is not waited for.
+    runtime.shutdown_background();
+    done
 }
 
 /// Says what went wrong and what to do next.

@@ -11,10 +11,13 @@ use widemap_cluster::config::Config;
 use widemap_cluster::{Identity, Role, Wanted, harden, key};
 use widemap_common::limits::SLOTS_MAX;
 
-use super::options::{PlaceArgs, TrustArgs};
+use super::options::{CoordinatorArgs, PlaceArgs, TrustArgs};
 use crate::error::MapError;
 use crate::places::{self, Dns, Fixed, Mdns, Source, Watched};
 use crate::session::Trust;
+
+/// The variable that names a coordinator.
+const COORDINATOR: &str = "WIDEMAP_COORDINATOR";
 
 /// What one level says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +27,30 @@ struct Level {
     dns: Vec<Dns>,
     local: Option<u32>,
     mdns: bool,
+    /// A coordinator that is to do it all.
+    coordinator: Option<Named>,
+}
+
+/// A coordinator that was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Named {
+    /// By what: `--coordinator`.
+    pub(super) by: String,
+    /// Its address: `HOST:PORT`.
+    pub(super) address: String,
+}
+
+impl Level {
+    /// A place that is named beside the coordinator, which knows the workers itself.
+    fn beside_the_coordinator(&self) -> Option<String> {
+        let Self { workers, files, dns, local, mdns, .. } = self;
+        let workers = workers.iter().map(|fixed| fixed.name.clone());
+        let files = files.iter().map(|file| file.name.clone());
+        let names = dns.iter().map(|dns| dns.name.clone());
+        let local = local.map(|slots| format!("{slots} slots on this machine (--local)"));
+        let mdns = mdns.then(|| "mDNS".to_owned());
+        workers.chain(files).chain(names).chain(local).chain(mdns).next()
+    }
 }
 
 /// The places of a map, before anything secret is read.
@@ -44,24 +71,44 @@ pub(crate) struct Sources {
 }
 
 impl Whereabouts {
-    /// Decides.
+    /// Decides where workers are. A coordinator that is named somewhere is for others.
     ///
     /// # Errors
     /// If what is said cannot be read, or leaves nothing to ask.
     pub(crate) fn find(args: &PlaceArgs, config: &Config) -> Result<Self, MapError> {
         let levels = [of_flags(args), of_environment()?, of_file(config)?];
+        Self::of(args, config, &levels)
+    }
+
+    /// Decides the same where a coordinator may be asked instead.
+    ///
+    /// # Errors
+    /// As [`Self::find`], and if a coordinator is named beside something else.
+    pub(super) fn find_or_coordinator(
+        args: &PlaceArgs,
+        coordinator: &CoordinatorArgs,
+        config: &Config,
+    ) -> Result<Self, MapError> {
+        let mut levels = [of_flags(args), of_environment()?, of_file(config)?];
+        for (level, named) in levels.iter_mut().zip(named(coordinator, config)?) {
+            level.coordinator = named;
+        }
+        Self::of(args, config, &levels)
+    }
+
+    fn of(args: &PlaceArgs, config: &Config, levels: &[Level; 3]) -> Result<Self, MapError> {
         let wanted = wanted(&args.trust, config);
         let has_key =
             wanted.as_ref().is_some_and(|wanted| !wanted.is_empty() || key::usual_file().is_some());
         let no_mdns = args.no_mdns || (config.mdns == Some(false) && !args.mdns);
-        let level = decide(&levels, has_key, args.trust.insecure, no_mdns)?;
-        let interfaces = [
-            args.mdns_interface.clone(),
-            variable_list("WIDEMAP_MDNS_INTERFACE"),
-            config.mdns_interface.clone(),
-        ];
-        let interfaces = interfaces.into_iter().find(|names| !names.is_empty()).unwrap_or_default();
+        let level = decide(levels, has_key, args.trust.insecure, no_mdns)?;
+        let interfaces = interfaces(&args.mdns_interface, config);
         Ok(Self { level, interfaces, wanted })
+    }
+
+    /// The coordinator that is asked instead of workers.
+    pub(super) fn coordinator(&self) -> Option<&Named> {
+        self.level.coordinator.as_ref()
     }
 
     /// The slots of this machine that are asked for.
@@ -104,15 +151,21 @@ impl Whereabouts {
         if !self.asks_others() {
             return Ok(nobody);
         }
+        let identity = identity(self.wanted.as_ref(), Role::Coordinator)?;
+        self.open_as(identity.as_ref())
+    }
+
+    /// The same for a coordinator that serves, which proves itself to users too, whoever else is asked.
+    ///
+    /// # Errors
+    /// If the key, or what stands for it, cannot be used.
+    pub(super) fn open_service(self) -> Result<(Sources, Option<Arc<Identity>>), MapError> {
+        let identity = identity(self.wanted.as_ref(), Role::Service)?;
+        Ok((self.open_as(identity.as_ref())?, identity))
+    }
+
+    fn open_as(self, identity: Option<&Arc<Identity>>) -> Result<Sources, MapError> {
         raise_open_files();
-        let identity = match &self.wanted {
-            Some(wanted) => {
-                // Before there is a secret in memory: items of this machine run as the same user.
-                harden::close_memory().map_err(MapError::Start)?;
-                Identity::find(wanted, Role::Coordinator)?.map(Arc::new)
-            }
-            None => None,
-        };
         let Level { workers, files, dns, mdns, .. } = self.level;
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         let mut exposed = Vec::new();
@@ -129,11 +182,11 @@ impl Whereabouts {
             sources.push(Box::new(dns));
         }
         if mdns {
-            let mdns = Mdns { interfaces: self.interfaces, identity: identity.clone() };
+            let mdns = Mdns { interfaces: self.interfaces, identity: identity.cloned() };
             exposed.push(mdns.name().to_owned());
             sources.push(Box::new(mdns));
         }
-        let config = match &identity {
+        let config = match identity {
             Some(identity) => {
                 exposed.clear();
                 Some(identity.client().map_err(|error| MapError::Certificate(error.to_string()))?)
@@ -142,6 +195,20 @@ impl Whereabouts {
         };
         Ok(Sources { sources, trust: Trust(config), exposed })
     }
+}
+
+/// What proves this side, if it is wanted and there is one.
+///
+/// # Errors
+/// If the key, or what stands for it, cannot be used.
+pub(super) fn identity(
+    wanted: Option<&Wanted>,
+    role: Role,
+) -> Result<Option<Arc<Identity>>, MapError> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    // Before there is a secret in memory: items of this machine run as the same user.
+    harden::close_memory().map_err(MapError::Start)?;
+    Ok(Identity::find(wanted, role)?.map(Arc::new))
 }
 
 /// Each worker is a connection, and many may be dialled at a time. What runs on this machine keeps the
@@ -168,6 +235,11 @@ fn decide(
     let nothing_named = chosen.is_none() && !mdns;
     let mut level = chosen.map(|level| levels[level].clone()).unwrap_or_default();
     level.mdns = mdns;
+    if let Some(coordinator) = &level.coordinator
+        && let Some(other) = level.beside_the_coordinator()
+    {
+        return Err(MapError::Alone { coordinator: coordinator.by.clone(), other });
+    }
     if level.mdns && !has_key && !insecure {
         return Err(MapError::Flag {
             flag: "--mdns",
@@ -186,6 +258,13 @@ fn decide(
     Ok(level)
 }
 
+/// The only interfaces that mDNS uses, unless empty.
+pub(super) fn interfaces(flag: &[String], config: &Config) -> Vec<String> {
+    let levels =
+        [flag.to_vec(), variable_list("WIDEMAP_MDNS_INTERFACE"), config.mdns_interface.clone()];
+    levels.into_iter().find(|names| !names.is_empty()).unwrap_or_default()
+}
+
 /// What proves this side, by flags, else by the environment, else by the file; nothing does if that is
 /// said.
 pub(crate) fn wanted(args: &TrustArgs, config: &Config) -> Option<Wanted> {
@@ -199,6 +278,35 @@ pub(crate) fn wanted(args: &TrustArgs, config: &Config) -> Option<Wanted> {
         authority: args.tls_ca.clone(),
     };
     Some(flags.or(Wanted::of_environment()).or(config.identity()))
+}
+
+/// The coordinator that each level names: flags, environment, configuration file.
+///
+/// # Errors
+/// If one of them cannot be read.
+pub(super) fn named(
+    args: &CoordinatorArgs,
+    config: &Config,
+) -> Result<[Option<Named>; 3], MapError> {
+    let flag = args.coordinator.clone();
+    let flag = flag.map(|address| Named { by: "--coordinator".to_owned(), address });
+    let variable = variable(COORDINATOR).map(|text| {
+        let address = places::parse_coordinator(&text).map_err(|error| bad(COORDINATOR, error))?;
+        Ok::<_, MapError>(Named { by: COORDINATOR.to_owned(), address })
+    });
+    let file = config.coordinator.as_ref().map(|text| {
+        let path = config.path.clone().unwrap_or_default();
+        let by = format!("coordinator in {}", path.display());
+        let address = places::parse_coordinator(text);
+        let problem = |error: places::AddressError| error.to_string();
+        let address = address.map_err(|error| MapError::Configured {
+            path,
+            what: "coordinator",
+            problem: problem(error),
+        })?;
+        Ok::<_, MapError>(Named { by, address })
+    });
+    Ok([flag, variable.transpose()?, file.transpose()?])
 }
 
 fn of_flags(args: &PlaceArgs) -> Level {
@@ -217,6 +325,7 @@ fn of_flags(args: &PlaceArgs) -> Level {
         dns: args.dns.iter().map(dns).collect(),
         local: args.local,
         mdns: args.mdns,
+        coordinator: None,
     }
 }
 
@@ -240,6 +349,7 @@ fn of_environment() -> Result<Level, MapError> {
         dns: dns.collect::<Result<_, MapError>>()?,
         local: variable("WIDEMAP_LOCAL").map(|text| slots("WIDEMAP_LOCAL", &text)).transpose()?,
         mdns: false,
+        coordinator: None,
     })
 }
 
@@ -268,6 +378,7 @@ fn of_file(config: &Config) -> Result<Level, MapError> {
         dns: dns.collect::<Result<_, MapError>>()?,
         local: config.local,
         mdns: config.mdns == Some(true),
+        coordinator: None,
     })
 }
 
@@ -298,7 +409,7 @@ pub(super) fn slots(name: &'static str, text: &str) -> Result<u32, MapError> {
     }
 }
 
-fn is_loopback(address: &str) -> bool {
+pub(super) fn is_loopback(address: &str) -> bool {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
     host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())

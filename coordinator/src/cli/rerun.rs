@@ -8,7 +8,7 @@ use std::path::Path;
 pub(super) const FAILURES: &str = "FAILURES";
 
 /// Options with a value that are left out.
-const LEFT_OUT: [&str; 8] = [
+const LEFT_OUT: [&str; 9] = [
     "-a",
     "--input",
     "--from-failures",
@@ -17,6 +17,8 @@ const LEFT_OUT: [&str; 8] = [
     "--receipt",
     "--joblog",
     "--results",
+    // Other items are another job.
+    "--submit-key",
 ];
 
 /// The command, with [`FAILURES`] for the file. `words` are those before the first `:::`, `command`

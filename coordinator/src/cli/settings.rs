@@ -25,27 +25,43 @@ impl Settings {
     /// # Errors
     /// The variable, or the value of the file, that makes no sense.
     pub(super) fn find(args: &MapArgs, config: &Config) -> Result<Self, MapError> {
-        let jobs = match (args.jobs, variable("WIDEMAP_JOBS"), config.jobs) {
-            (Some(jobs), ..) => Some(jobs),
-            (None, Some(text), _) => Some(slots("WIDEMAP_JOBS", &text)?),
-            (None, None, Some(jobs)) if !(1..=SLOTS_MAX).contains(&jobs) => {
-                let problem = format!("a number of slots is from 1 to {SLOTS_MAX}");
-                return Err(configured(config, "jobs", problem));
-            }
-            (None, None, jobs) => jobs,
-        };
+        let jobs = slots_max(args.jobs, config)?;
         let wait = level(args.wait_workers, "WIDEMAP_WAIT_WORKERS", parse_wait, || {
             read(config, "wait-workers", config.wait_workers.as_deref(), parse_wait)
-        })?;
-        let max_output = level(args.max_output, "WIDEMAP_MAX_OUTPUT", parse_size, || {
-            read(config, "max-output", config.max_output.as_deref(), parse_size)
         })?;
         Ok(Self {
             jobs,
             wait_workers: wait.unwrap_or(Wait::For(std::time::Duration::from_secs(WAIT_WORKERS_S))),
-            max_output: max_output.unwrap_or(MAX_OUTPUT_BYTES),
+            max_output: max_output(args.job.max_output, config)?,
         })
     }
+}
+
+/// At most so many slots of each worker.
+///
+/// # Errors
+/// The variable, or the value of the file, that makes no sense.
+pub(super) fn slots_max(flag: Option<u32>, config: &Config) -> Result<Option<u32>, MapError> {
+    Ok(match (flag, variable("WIDEMAP_JOBS"), config.jobs) {
+        (Some(jobs), ..) => Some(jobs),
+        (None, Some(text), _) => Some(slots("WIDEMAP_JOBS", &text)?),
+        (None, None, Some(jobs)) if !(1..=SLOTS_MAX).contains(&jobs) => {
+            let problem = format!("a number of slots is from 1 to {SLOTS_MAX}");
+            return Err(configured(config, "jobs", problem));
+        }
+        (None, None, jobs) => jobs,
+    })
+}
+
+/// The most that an item may print.
+///
+/// # Errors
+/// The variable, or the value of the file, that makes no sense.
+pub(super) fn max_output(flag: Option<u64>, config: &Config) -> Result<u64, MapError> {
+    let max_output = level(flag, "WIDEMAP_MAX_OUTPUT", parse_size, || {
+        read(config, "max-output", config.max_output.as_deref(), parse_size)
+    })?;
+    Ok(max_output.unwrap_or(MAX_OUTPUT_BYTES))
 }
 
 fn level<T, E: std::fmt::Display>(

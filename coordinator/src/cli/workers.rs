@@ -8,16 +8,18 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use widemap_cluster::Role;
 use widemap_cluster::config::Config;
 use widemap_common::ids::{CoordinatorId, Epoch, WorkerId};
 use widemap_common::limits::DRIVER_QUEUE;
 use widemap_common::time::Time;
 use widemap_proto::VERSION;
+use widemap_proto::jobs::{WorkerTold, WorkerTraits};
 use widemap_proto::session::{CoordinatorHello, LeftOut};
 
-use super::complain;
 use super::options::{ListFormat, WorkersArgs};
-use super::place::{Sources, Whereabouts};
+use super::place::{self, Sources, Whereabouts};
+use super::{complain, coordinator};
 use crate::driver::{BUILD, Fleet, LinkStatus};
 use crate::error::MapError;
 use crate::places;
@@ -62,16 +64,42 @@ struct Described {
     name: String,
     build: String,
     slots: u32,
-    runtimes: Vec<&'static str>,
+    runtimes: Vec<String>,
     labels: BTreeMap<String, String>,
     round_trip: Option<Duration>,
-    left_out: Option<LeftOut>,
+    left_out: Option<Duration>,
+    /// Attempts that run and that wait there, as a coordinator tells.
+    attempts: Option<(u32, u32)>,
+}
+
+impl From<WorkerTold> for Row {
+    fn from(told: WorkerTold) -> Self {
+        let described = |worker: WorkerTraits| Described {
+            name: worker.name,
+            build: worker.build,
+            slots: worker.slots,
+            runtimes: worker.runtimes,
+            labels: worker.labels,
+            round_trip: worker.round_trip,
+            left_out: worker.left_out,
+            attempts: Some((worker.running, worker.waiting)),
+        };
+        let WorkerTold { address, sources, state, worker } = told;
+        Self { place: address, sources, state, worker: worker.map(described) }
+    }
 }
 
 fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
     let config = Config::find()?;
     logging::start(&args.log, &config)?;
-    let whereabouts = Whereabouts::find(&args.place, &config)?;
+    let whereabouts = Whereabouts::find_or_coordinator(&args.place, &args.coordinator, &config)?;
+    if let Some(named) = whereabouts.coordinator() {
+        let wanted = place::wanted(&args.place.trust, &config);
+        let identity = place::identity(wanted.as_ref(), Role::Coordinator)?;
+        let coordinator = coordinator::at(named, identity.as_deref(), args.place.timers)?;
+        let told = super::block_on(async { Ok(coordinator.workers().await?) })?;
+        return Ok(told.into_iter().map(Row::from).collect());
+    }
     if whereabouts.is_here_only() {
         say::line(
             "widemap: no place is named (--worker, --workers-file, --dns, --mdns, WIDEMAP_WORKERS, \
@@ -167,16 +195,23 @@ fn rows(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> Vec<Row> {
                 name: entry.hello.name.clone(),
                 build: entry.hello.build.clone(),
                 slots: entry.hello.slots,
-                runtimes: entry.hello.runtimes.iter().map(|runtime| runtime.name()).collect(),
+                runtimes: entry.hello.runtimes.iter().map(ToString::to_string).collect(),
                 labels: entry.hello.labels.clone(),
                 round_trip: round_trips.get(worker).copied(),
-                left_out: entry.hello.left_out.clone(),
+                left_out: entry
+                    .hello
+                    .left_out
+                    .as_ref()
+                    .map(|out| Duration::from_millis(out.for_ms)),
+                attempts: None,
             }),
             _ => None,
         };
         let state = match status {
             LinkStatus::Dialling => "not used: no answer yet".to_owned(),
-            LinkStatus::Attached(_) => ready(worker.as_ref().and_then(|w| w.left_out.as_ref())),
+            LinkStatus::Attached(worker) => {
+                ready(fleet.worker(*worker).and_then(|entry| entry.hello.left_out.as_ref()))
+            }
             LinkStatus::Cut(_, reason) => format!("not used: cut off: {reason}"),
             LinkStatus::Alias(worker) => format!("the same worker as {}", fleet.name(*worker)),
             LinkStatus::Unreachable(error) => format!("not used: {error}"),
@@ -221,8 +256,10 @@ impl Row {
             "slots": worker.map(|w| w.slots),
             "runtimes": worker.map(|w| &w.runtimes),
             "labels": worker.map(|w| &w.labels),
-            "left_out_ms": worker.and_then(|w| w.left_out.as_ref()).map(|left_out| left_out.for_ms),
+            "left_out_ms": worker.and_then(|w| w.left_out).map(|time| time.as_millis()),
             "round_trip_ms": worker.and_then(|w| w.round_trip).map(|t| t.as_secs_f64() * 1e3),
+            "running": worker.and_then(|w| w.attempts).map(|(running, _)| running),
+            "waiting": worker.and_then(|w| w.attempts).map(|(_, waiting)| waiting),
             "state": self.state,
         })
     }
@@ -249,9 +286,6 @@ impl Row {
 }
 
 fn table(rows: &[Row]) {
-    if rows.is_empty() {
-        return;
-    }
     let head = [
         "NAME",
         "ADDRESS",
@@ -263,15 +297,5 @@ fn table(rows: &[Row]) {
         "ROUND TRIP",
         "STATE",
     ];
-    let cells: Vec<_> =
-        std::iter::once(head.map(str::to_owned)).chain(rows.iter().map(Row::cells)).collect();
-    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max();
-    for row in &cells {
-        let padded: Vec<_> = row
-            .iter()
-            .enumerate()
-            .map(|(column, cell)| format!("{cell:<width$}", width = width(column).unwrap_or(0)))
-            .collect();
-        say::result(padded.join("  ").trim_end());
-    }
+    super::table::print(head, rows.iter().map(Row::cells));
 }

@@ -45,6 +45,11 @@ pub(crate) fn is_own_key(key: &str) -> bool {
     key.starts_with(OWN_KEY)
 }
 
+/// A key for a submission whose user gave none.
+pub(crate) fn new_key() -> String {
+    format!("{OWN_KEY}{:032x}", fastrand::u128(..))
+}
+
 impl Coordinator {
     /// Hands a job in. When this returns, the job is durable.
     ///
@@ -55,8 +60,7 @@ impl Coordinator {
         mut submission: Submission,
         source: Source,
     ) -> Result<Submitted, SubmitError> {
-        let own_key = || format!("{OWN_KEY}{:032x}", fastrand::u128(..));
-        let key = submission.submit_key.get_or_insert_with(own_key).clone();
+        let key = submission.submit_key.get_or_insert_with(new_key).clone();
         let mut patience = Patience::new();
         let mut was_sent = false;
         loop {

@@ -33,6 +33,19 @@ impl FailuresFile {
         Self { path, outlet: None, output: None, is_named: false, is_kept: true }
     }
 
+    /// Where failures go that nobody asked for by name: the user's state directory.
+    #[must_use]
+    pub fn usual_path() -> PathBuf {
+        let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+        let home = || std::env::home_dir().map(|home| home.join(".local/state"));
+        let directory = state.filter(|path| path.is_absolute()).or_else(home);
+        let directory = directory.unwrap_or_else(std::env::temp_dir);
+        let seconds = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        directory.join("widemap").join(format!("failures-{seconds}-{}.jsonl", std::process::id()))
+    }
+
     pub(super) fn write(&mut self, line: &[u8]) -> Result<(), SinkError> {
         if !self.is_kept {
             return Ok(());

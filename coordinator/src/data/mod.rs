@@ -28,6 +28,7 @@
 //! [`Merge::close`], and once notified [`Merge::outcome`]; then [`OutputFile::commit`].
 
 mod block;
+mod delivery;
 mod digest;
 mod excluded;
 mod failures_file;
@@ -55,6 +56,7 @@ mod tests;
 mod unframe;
 
 pub use block::BlockRule;
+pub use delivery::Delivery;
 pub use digest::function_digest;
 pub use failures_file::FailuresFile;
 pub(crate) use format::failures_file_line;

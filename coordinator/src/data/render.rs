@@ -193,7 +193,7 @@ impl From<ReadOrWrite> for SinkError {
     }
 }
 
-fn output_error(name: &str, source: std::io::Error) -> SinkError {
+pub(super) fn output_error(name: &str, source: std::io::Error) -> SinkError {
     let name = name.to_owned();
     if source.kind() == std::io::ErrorKind::BrokenPipe {
         SinkError::Closed { name }

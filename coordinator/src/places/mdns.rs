@@ -85,7 +85,8 @@ impl Mdns {
         match heard {
             Heard::Found(instance) => {
                 *trouble = None;
-                announced.insert(instance.instance.clone(), self.judge(&instance));
+                let judged = judge(self.identity.as_deref(), &instance);
+                announced.insert(instance.instance.clone(), judged);
             }
             Heard::Malformed { instance, why } => {
                 let unused = Unused { place: instance.clone(), why: why.to_string() };
@@ -97,35 +98,36 @@ impl Mdns {
             Heard::Trouble(text) => *trouble = Some(text),
         }
     }
+}
 
-    /// Whether a worker that is announced is worth dialling.
-    fn judge(&self, instance: &Instance) -> Result<Place, Unused> {
-        let Instance { announcement, port, addresses, .. } = instance;
-        let addresses = addresses.iter().take(HINTED_ADDRESSES_MAX);
-        let addresses = addresses.map(|&ip| SocketAddr::new(ip, *port).to_string());
-        let place =
-            Place { addresses: addresses.collect(), incarnation: Some(announcement.incarnation) };
-        let why = match (&self.identity, announcement.cluster) {
-            _ if announcement.protocol.0 != VERSION.major => {
-                let (major, minor) = announcement.protocol;
-                format!(
-                    "it speaks protocol {major}.{minor}, this widemap {VERSION}: install the same \
-                     release on both"
-                )
-            }
-            (Some(identity), Some(cluster)) if !identity.trusts(cluster) => {
-                format!("wrong key: it belongs to cluster {cluster}")
-            }
-            (Some(identity), None) if identity.cluster().is_some() => {
-                "it has no key: start it with the key of this cluster".to_owned()
-            }
-            (None, Some(cluster)) => {
-                format!("it has a key (cluster {cluster}), and there is none here")
-            }
-            _ => return Ok(place),
-        };
-        Err(Unused { place: format!("{} ({})", announcement.name, place.shown()), why })
-    }
+/// Whether somebody who is announced, a worker or a coordinator, is worth dialling for one who has this
+/// identity.
+pub(crate) fn judge(identity: Option<&Identity>, instance: &Instance) -> Result<Place, Unused> {
+    let Instance { announcement, port, addresses, .. } = instance;
+    let addresses = addresses.iter().take(HINTED_ADDRESSES_MAX);
+    let addresses = addresses.map(|&ip| SocketAddr::new(ip, *port).to_string());
+    let place =
+        Place { addresses: addresses.collect(), incarnation: Some(announcement.incarnation) };
+    let why = match (identity, announcement.cluster) {
+        _ if announcement.protocol.0 != VERSION.major => {
+            let (major, minor) = announcement.protocol;
+            format!(
+                "it speaks protocol {major}.{minor}, this widemap {VERSION}: install the same release \
+                 on both"
+            )
+        }
+        (Some(identity), Some(cluster)) if !identity.trusts(cluster) => {
+            format!("wrong key: it belongs to cluster {cluster}")
+        }
+        (Some(identity), None) if identity.cluster().is_some() => {
+            "it has no key: start it with the key of this cluster".to_owned()
+        }
+        (None, Some(cluster)) => {
+            format!("it has a key (cluster {cluster}), and there is none here")
+        }
+        _ => return Ok(place),
+    };
+    Err(Unused { place: format!("{} ({})", announcement.name, place.shown()), why })
 }
 
 fn told(announced: &Announced, trouble: Option<String>) -> Suggestion {
@@ -178,20 +180,24 @@ mod tests {
         Mdns { interfaces: Vec::new(), identity }
     }
 
+    fn judged(source: &Mdns, instance: &Instance) -> Result<Place, Unused> {
+        judge(source.identity.as_deref(), instance)
+    }
+
     #[test]
     fn only_what_may_be_of_use_is_dialled() {
         let (ours, other) = (ClusterKey::generate().unwrap(), ClusterKey::generate().unwrap());
-        let place = source(Some(&ours)).judge(&instance(VERSION.major, Some(&ours))).unwrap();
+        let place = judged(&source(Some(&ours)), &instance(VERSION.major, Some(&ours))).unwrap();
         assert_eq!(place.addresses, ["10.0.0.7:7433", "[fd00::7]:7433"]);
         assert_eq!(place.incarnation, Some(Incarnation(7)));
-        assert!(source(None).judge(&instance(VERSION.major, None)).is_ok());
+        assert!(judged(&source(None), &instance(VERSION.major, None)).is_ok());
         for (why, source, instance) in [
             ("wrong key", source(Some(&ours)), instance(VERSION.major, Some(&other))),
             ("it has no key", source(Some(&ours)), instance(VERSION.major, None)),
             ("there is none here", source(None), instance(VERSION.major, Some(&other))),
             ("protocol 9.0", source(Some(&ours)), instance(9, Some(&ours))),
         ] {
-            let unused = source.judge(&instance).unwrap_err();
+            let unused = judged(&source, &instance).unwrap_err();
             assert!(unused.why.contains(why), "{unused:?}");
             assert_eq!(unused.place, "ann (10.0.0.7:7433)");
         }

@@ -10,11 +10,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use widemap_common::ids::Incarnation;
 
-pub(crate) use address::{WORKER_PORT, parse, parse_name};
+pub(crate) use address::{
+    AddressError, COORDINATOR_PORT, WORKER_PORT, parse, parse_coordinator, parse_name,
+};
 pub(crate) use dns::Dns;
 pub(crate) use file::Watched;
 pub(crate) use fixed::Fixed;
-pub(crate) use mdns::{Mdns, NAME as MDNS};
+pub(crate) use mdns::{Mdns, NAME as MDNS, judge};
 
 /// All places that one source names at this moment, or why it names none.
 #[derive(Debug, Clone, PartialEq, Eq)]

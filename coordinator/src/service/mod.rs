@@ -18,9 +18,9 @@ mod run;
 
 pub(crate) use collect::Collect;
 pub(crate) use desk::{Desk, DeskError, DeskLimits};
-pub(crate) use intake::{Entrance, Intake};
-pub(crate) use kept::{Kept, KeptLedger};
-pub(crate) use ledger::{Draft, Ledger, LedgerError, NewJob, Next, Shelf, ShelfCursor};
+pub(crate) use intake::Intake;
+pub(crate) use kept::Kept;
+pub(crate) use ledger::LedgerError;
 pub(crate) use registry::{JobEntry, Registry};
 pub(crate) use request::{Reply, Request, RequestError};
 pub(crate) use run::{ServeConfig, run};

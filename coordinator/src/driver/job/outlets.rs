@@ -32,7 +32,7 @@ impl Outlets {
         let output = results.output.as_deref().map(OutputFile::create).transpose()?;
         let receipt = results.receipt.as_deref().map(OutputFile::create).transpose();
         let receipt = receipt.map_err(MapError::Receipt)?;
-        let failures_file = results.failures.clone().unwrap_or_else(failures_path);
+        let failures_file = results.failures.clone().unwrap_or_else(FailuresFile::usual_path);
         let failures = match results.failures.is_some() {
             true => FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?,
             false => FailuresFile::at_first_failure(failures_file.clone()),
@@ -105,15 +105,4 @@ impl Outlets {
             ),
         )
     }
-}
-
-/// Where failures go that nobody asked for by name: the user's state directory.
-fn failures_path() -> PathBuf {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
-    let home = || std::env::home_dir().map(|home| home.join(".local/state"));
-    let directory = state.or_else(home).unwrap_or_else(std::env::temp_dir);
-    let seconds = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    directory.join("widemap").join(format!("failures-{seconds}-{}.jsonl", std::process::id()))
 }

@@ -1,13 +1,23 @@
 //! The options, as clap reads them, grouped as the help shows them.
 
-use std::ffi::OsString;
+mod job;
+mod serve;
+mod users;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum};
 use widemap_common::limits;
 use widemap_common::time::Timers;
 use widemap_common::units::{parse_duration, parse_size};
+
+pub(crate) use job::JobArgs;
+pub(crate) use serve::ServeArgs;
+pub(crate) use users::{
+    ExplainArgs, JobsArgs, JobsCommand, PruneArgs, ResultsArgs, StatusArgs, SubmitArgs, TouchArgs,
+    UserArgs,
+};
 
 use crate::places;
 
@@ -17,6 +27,7 @@ const FILES: &str = "Files and environment";
 const WHERE: &str = "Where";
 const HOW: &str = "How";
 const OUT: &str = "Output";
+const SHARED: &str = "With a coordinator";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,50 +47,14 @@ failed, 130 and 143 interrupted.";
                             widemap map [OPTIONS] --builtin NAME [::: ITEM...]")]
 #[command(after_long_help = EXAMPLES, after_help = "More, with examples: widemap map --help")]
 pub(crate) struct MapArgs {
-    /// What to run for each item; {} in it is the item, which is added at the end otherwise
-    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
-    #[arg(value_hint = ValueHint::CommandWithArguments)]
-    pub(crate) command: Vec<OsString>,
-
-    /// Run a function that is registered in the worker: identity, square, sleep
-    #[arg(long, value_name = "NAME", help_heading = WHAT)]
-    pub(crate) builtin: Option<String>,
-
-    /// COMMAND is one word for /bin/sh -c, placeholders quoted; without it each item is a command line
-    #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "pipe"])]
-    pub(crate) shell: bool,
-
-    /// Run the command once for each block of lines, on its standard input
-    #[arg(long, help_heading = WHAT, conflicts_with = "builtin")]
-    pub(crate) pipe: bool,
-
-    /// The size of a block [default: grows from 64K to 8M]
-    #[arg(long, value_name = "SIZE", value_parser = parse_block, help_heading = WHAT)]
-    #[arg(requires = "pipe")]
-    pub(crate) block: Option<u64>,
-
-    /// Read the items from FILE, a line each; - is standard input
-    #[arg(short = 'a', long, value_name = "FILE", help_heading = ITEMS)]
-    pub(crate) input: Option<PathBuf>,
-
-    /// Items end in NUL, not in a newline, and so do the results of functions
-    #[arg(short = '0', long, help_heading = ITEMS)]
-    pub(crate) null: bool,
-
-    /// Run in DIR on each worker [default: a private directory; embedded workers: this one]
-    #[arg(long, value_name = "DIR", help_heading = FILES)]
-    pub(crate) wd: Option<PathBuf>,
-
-    /// Pass on a variable: NAME from here, or NAME=VALUE; may be repeated
-    #[arg(long, value_name = "NAME[=V]", help_heading = FILES, action = ArgAction::Append)]
-    pub(crate) env: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
 
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
 
-    /// Use only workers with this label; may be repeated
-    #[arg(long, value_name = "K=V", help_heading = WHERE, value_parser = parse_label)]
-    pub(crate) require: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) coordinator: CoordinatorArgs,
 
     /// At most N slots of each worker; of this machine, as many as it has cores [env: WIDEMAP_JOBS]
     #[arg(short = 'j', long = "jobs", value_name = "N", help_heading = WHERE)]
@@ -91,56 +66,13 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_wait, help_heading = WHERE)]
     pub(crate) wait_workers: Option<Wait>,
 
-    /// Send N items at a time [default: as many as take --chunk-target]
-    #[arg(long, value_name = "N", help_heading = HOW)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::CHUNK_ITEMS_MAX)))]
-    pub(crate) chunk: Option<u32>,
-
-    /// What one sending should take
-    #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = parse_duration)]
-    #[arg(help_heading = HOW)]
-    pub(crate) chunk_target: Duration,
-
-    /// More runs of an item that failed
-    #[arg(long, value_name = "N", default_value_t = limits::RETRIES, help_heading = HOW)]
-    pub(crate) retries: u32,
-
-    /// End an item (with --pipe: a block) that takes longer
-    #[arg(long, value_name = "TIME", value_parser = parse_timeout, help_heading = HOW)]
-    pub(crate) timeout: Option<Duration>,
-
-    /// Worker deaths that one item may cause before it counts as the cause
-    #[arg(long, value_name = "N", default_value_t = limits::CRASH_LIMIT, help_heading = HOW)]
-    #[arg(hide_short_help = true)]
-    pub(crate) crash_limit: u32,
-
-    /// Run stragglers a second time elsewhere: auto does so for builtin only
-    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = HOW)]
-    pub(crate) speculate: Speculate,
-
-    /// End an item (with --pipe: a block) that prints more [default: 1G] [env: WIDEMAP_MAX_OUTPUT]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = HOW)]
-    pub(crate) max_output: Option<u64>,
-
     /// Write the results to FILE, which appears whole or not at all
     #[arg(long, value_name = "FILE", help_heading = OUT)]
     pub(crate) output: Option<PathBuf>,
 
-    /// The form of the results
-    #[arg(long, value_name = "FORM", default_value = "raw", help_heading = OUT)]
-    pub(crate) format: Format,
-
-    /// Write results as they come, not in the order of the items
-    #[arg(long, help_heading = OUT)]
-    pub(crate) unordered: bool,
-
     /// Write what failed to FILE, a JSON object a line [default: a file that is named, if any did]
     #[arg(long, value_name = "FILE", help_heading = OUT)]
     pub(crate) failures: Option<PathBuf>,
-
-    /// Run only the items of a file that --failures wrote
-    #[arg(long, value_name = "FILE", help_heading = ITEMS)]
-    pub(crate) from_failures: Option<PathBuf>,
 
     /// Write what was run, its counts and the hash of the output to FILE, as JSON
     #[arg(long, value_name = "FILE", help_heading = OUT)]
@@ -153,18 +85,6 @@ pub(crate) struct MapArgs {
     /// Show no progress on the terminal
     #[arg(long, help_heading = OUT)]
     pub(crate) no_progress: bool,
-
-    /// Accepted without effect, as for GNU parallel: results keep the order anyway
-    #[arg(short = 'k', long, hide = true)]
-    pub(crate) keep_order: bool,
-
-    /// Accepted without effect, as for GNU parallel: progress is shown anyway
-    #[arg(long, hide = true)]
-    pub(crate) bar: bool,
-
-    /// Accepted without effect, as for GNU parallel: progress is shown anyway
-    #[arg(long, hide = true)]
-    pub(crate) eta: bool,
 
     /// Accepted results that wait in memory for an earlier one
     #[arg(long, value_name = "SIZE", value_parser = parse_size, hide = true)]
@@ -183,6 +103,15 @@ pub(crate) struct MapArgs {
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
+}
+
+/// A coordinator that is to do it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CoordinatorArgs {
+    /// A coordinator that serves (widemap serve), in place of workers [env: WIDEMAP_COORDINATOR]
+    #[arg(long, value_name = "HOST[:7434]", help_heading = WHERE)]
+    #[arg(value_parser = places::parse_coordinator)]
+    pub(crate) coordinator: Option<String>,
 }
 
 /// Where workers are, and whom this side trusts.
@@ -273,6 +202,9 @@ pub(crate) struct LogArgs {
 pub(crate) struct WorkersArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+
+    #[command(flatten)]
+    pub(crate) coordinator: CoordinatorArgs,
 
     /// How long to wait for answers
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse_duration)]
@@ -376,27 +308,4 @@ pub(super) fn parse_wait(text: &str) -> Result<Wait, widemap_common::units::Unit
         "never" => Ok(Wait::Forever),
         _ => parse_duration(text).map(Wait::For),
     }
-}
-
-fn parse_timeout(text: &str) -> Result<Duration, String> {
-    match parse_duration(text) {
-        Ok(Duration::ZERO) => {
-            Err("it is longer than nothing (leave it out for no limit)".to_owned())
-        }
-        other => other.map_err(|error| error.to_string()),
-    }
-}
-
-fn parse_block(text: &str) -> Result<u64, String> {
-    match parse_size(text) {
-        Ok(bytes) if bytes == 0 || bytes > limits::ITEM_BYTES_MAX as u64 => {
-            Err("a block has from 1 byte to 1G".to_owned())
-        }
-        other => other.map_err(|error| error.to_string()),
-    }
-}
-
-fn parse_label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
-    Ok((key.to_owned(), value.to_owned()))
 }

@@ -1,0 +1,192 @@
+//! From what was typed of a job to what it is: the same for a map of one's own and for a job that is
+//! submitted.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use widemap_common::framing::Framing;
+use widemap_common::limits::ITEM_BYTES_MAX;
+use widemap_common::spec::{Directory, Function, JobSpec, Runtime};
+use widemap_common::template::Template;
+use widemap_common::wall_clock;
+use widemap_proto::jobs::{Blocks, OutputForm, Policy, Submission};
+
+use super::Format;
+use super::options::{JobArgs, Speculate};
+use crate::data::Source;
+use crate::error::MapError;
+
+/// A job and its items, as they were typed.
+///
+/// # Errors
+/// What makes no sense.
+pub(super) fn submission(
+    args: &JobArgs,
+    lists: Vec<Vec<OsString>>,
+    max_output: u64,
+) -> Result<(Submission, Source), MapError> {
+    let separator = if args.null { 0 } else { b'\n' };
+    let (source, framing) = source(args, lists, Framing::Separator(separator))?;
+    let spec = spec(args, framing, max_output)?;
+    let submission = Submission {
+        name: args.name.clone().unwrap_or_default(),
+        submit_key: args.submit_key.clone(),
+        blocks: blocks(args)?,
+        policy: policy(args, spec.function.runtime()),
+        spec,
+        output: OutputForm {
+            json: args.format == Format::Json,
+            unordered: args.unordered,
+            separator,
+        },
+        submitter: submitter(),
+        submitted_ms: wall_clock::unix_ms().unwrap_or(0),
+    };
+    Ok((submission, source))
+}
+
+fn blocks(args: &JobArgs) -> Result<Blocks, MapError> {
+    Ok(match (args.pipe, args.block) {
+        (false, _) => Blocks::ItemWise,
+        (true, None) => Blocks::Schedule,
+        (true, Some(0)) => return Err(flag("--block", "a block has at least one byte")),
+        (true, Some(bytes)) => Blocks::Fixed(bytes),
+    })
+}
+
+fn policy(args: &JobArgs, runtime: Runtime) -> Policy {
+    Policy {
+        require: args.require.iter().cloned().collect::<BTreeMap<_, _>>(),
+        retries: args.retries,
+        crash_limit: args.crash_limit,
+        chunk_items: args.chunk,
+        chunk_target: args.chunk_target,
+        weight: args.weight.unwrap_or(1),
+        priority: args.priority.unwrap_or(0),
+        speculate: match args.speculate {
+            Speculate::On => true,
+            Speculate::Off => false,
+            Speculate::Auto => runtime == Runtime::Builtin,
+        },
+    }
+}
+
+/// Who types this, for people.
+fn submitter() -> String {
+    let user = std::env::var_os("USER").filter(|user| !user.is_empty());
+    let user = user.map_or_else(
+        || format!("uid {}", rustix::process::geteuid().as_raw()),
+        |user| user.to_string_lossy().into_owned(),
+    );
+    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
+}
+
+/// Where the items come from. Items of the command line are length-prefixed: they may hold any byte.
+fn source(
+    args: &JobArgs,
+    lists: Vec<Vec<OsString>>,
+    framing: Framing,
+) -> Result<(Source, Framing), MapError> {
+    let named = [
+        (args.input.is_some(), "-a"),
+        (!lists.is_empty(), ":::"),
+        (args.from_failures.is_some(), "--from-failures"),
+    ];
+    let mut named = named.iter().filter(|(is, _)| *is).map(|&(_, name)| name);
+    if let (Some(one), Some(other)) = (named.next(), named.next()) {
+        return Err(MapError::TwoSources(one, other));
+    }
+    if lists.len() > 1 {
+        return Err(MapError::SeveralLists);
+    }
+    if let Some(list) = lists.into_iter().next() {
+        return items(list.into_iter().map(OsString::into_vec).collect(), args.pipe, framing);
+    }
+    if let Some(path) = &args.from_failures {
+        return items(super::again::items(path)?, args.pipe, framing);
+    }
+    match &args.input {
+        Some(path) if path.as_os_str() != "-" => Ok((Source::File(path.clone()), framing)),
+        None if std::io::stdin().is_terminal() => Err(MapError::NoItems),
+        _ => Ok((Source::Stdin, framing)),
+    }
+}
+
+/// A list of items; a block has its items in lines, as a program expects them.
+fn items(items: Vec<Vec<u8>>, pipe: bool, framing: Framing) -> Result<(Source, Framing), MapError> {
+    if let Some(long) = items.iter().find(|item| item.len() > ITEM_BYTES_MAX) {
+        return Err(flag(":::", format!("an item of {} bytes is too long", long.len())));
+    }
+    let framing = if pipe { framing } else { Framing::LengthPrefixed };
+    Ok((Source::Items(items), framing))
+}
+
+fn spec(args: &JobArgs, framing: Framing, max_output: u64) -> Result<JobSpec, MapError> {
+    let argv: Vec<Vec<u8>> = args.command.iter().map(|word| word.as_bytes().to_vec()).collect();
+    let function = match (&args.builtin, argv.is_empty()) {
+        (None, _) if args.shell => Function::Exec { argv: shell_line(&argv)? },
+        (None, true) => return Err(MapError::NoFunction),
+        (Some(_), false) => {
+            return Err(MapError::TwoFunctions(args.command[0].to_string_lossy().into_owned()));
+        }
+        (Some(name), true) => Function::Builtin { name: name.clone() },
+        (None, false) if args.pipe => Function::Pipe { argv },
+        (None, false) => Function::Exec { argv: Template::command(&argv) },
+    };
+    let directory = match &args.wd {
+        None => Directory::Private,
+        Some(path) => Directory::Path(absolute(path)?.into_os_string().into_vec()),
+    };
+    Ok(JobSpec {
+        function,
+        framing,
+        directory,
+        environment: args.env.iter().map(variable).collect::<Result<_, _>>()?,
+        timeout: args.timeout,
+        max_output,
+        per_item: args.format == Format::Json,
+    })
+}
+
+/// A shell line as a command: the shell takes what the placeholders stand for as its parameters, so
+/// that no byte of an item means anything to it.
+fn shell_line(argv: &[Vec<u8>]) -> Result<Vec<Template>, MapError> {
+    let line = match argv {
+        [] => return Ok([b"/bin/sh".as_slice(), b"-c", b"{}"].map(Template::parse).to_vec()),
+        [line] => line,
+        _ => return Err(flag("--shell", "the command line is one word: put it in quotes")),
+    };
+    let (line, parameters) = Template::shell_line(line);
+    let mut templates = vec![Template::literal(b"/bin/sh"), Template::literal(b"-c")];
+    templates.extend([Template::literal(&line), Template::literal(b"sh")]);
+    templates.extend(parameters);
+    Ok(templates)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, MapError> {
+    let joined = std::env::current_dir().map(|here| match path.to_str() {
+        Some(".") => here,
+        _ => here.join(path),
+    });
+    joined.map_err(|error| flag("--wd", error.to_string()))
+}
+
+fn variable(text: &OsString) -> Result<(Vec<u8>, Option<Vec<u8>>), MapError> {
+    let bytes = text.as_bytes();
+    if let Some(equals) = bytes.iter().position(|&byte| byte == b'=') {
+        if equals == 0 {
+            return Err(flag("--env", format!("`{}` has no name", text.to_string_lossy())));
+        }
+        return Ok((bytes[..equals].to_vec(), Some(bytes[equals + 1..].to_vec())));
+    }
+    let value = std::env::var_os(text)
+        .ok_or_else(|| flag("--env", format!("{} is not set here", text.to_string_lossy())))?;
+    Ok((bytes.to_vec(), Some(value.into_vec())))
+}
+
+fn flag(flag: &'static str, problem: impl Into<String>) -> MapError {
+    MapError::Flag { flag, problem: problem.into() }
+}

@@ -1,0 +1,40 @@
+//! `widemap submit`: hands a job in and prints what it is called.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use widemap_cluster::config::Config;
+
+use super::options::SubmitArgs;
+use super::settings::max_output;
+use super::{complain, coordinator, job};
+use crate::error::MapError;
+use crate::{exit, logging, say};
+
+/// Runs `widemap submit`.
+pub(crate) fn run(args: &SubmitArgs, lists: Vec<Vec<OsString>>) -> ExitCode {
+    match submit(args, lists) {
+        Ok(()) => ExitCode::from(exit::OK),
+        Err(error) => {
+            complain(&error, error.hint());
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn submit(args: &SubmitArgs, lists: Vec<Vec<OsString>>) -> Result<(), MapError> {
+    let config = Config::find()?;
+    logging::start(&args.user.log, &config)?;
+    let max_output = max_output(args.job.max_output, &config)?;
+    let (submission, source) = job::submission(&args.job, lists, max_output)?;
+    let submitted = super::block_on(async {
+        let coordinator = coordinator::find(&args.user, &config).await?;
+        coordinator.submit(submission, source).await.map_err(MapError::from)
+    })?;
+    if submitted.was_there {
+        let id = submitted.job.id;
+        say::line(&format!("widemap: {id} was submitted with this key before"));
+    }
+    say::result(&submitted.job.id.to_string());
+    Ok(())
+}
