@@ -11,7 +11,8 @@ mod driver;
 mod embedded;
 mod error;
 mod exit;
-mod failpoint;
+#[doc(hidden)]
+pub mod failpoint;
 mod journal;
 mod logging;
 mod places;

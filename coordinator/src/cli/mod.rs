@@ -6,6 +6,7 @@ mod collect;
 mod coordinator;
 mod job;
 mod jobs;
+mod journal;
 mod key;
 mod map;
 mod options;
@@ -67,6 +68,9 @@ enum Command {
     /// Make the key of a cluster, or show what its cluster is called
     #[command(subcommand, disable_help_subcommand = true)]
     Key(options::KeyCommand),
+    /// Look at what a coordinator keeps on its disk
+    #[command(subcommand, disable_help_subcommand = true)]
+    Journal(journal::JournalCommand),
 }
 
 /// Reads the command line, does what it says, and returns the exit status.
@@ -100,6 +104,7 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
         Some(Command::Workers(args)) => workers::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Key(command)) => key::run(&command),
+        Some(Command::Journal(command)) => journal::run(&command),
         None => {
             say::line(&Cli::command().render_help().to_string());
             ExitCode::from(exit::USAGE)

@@ -77,7 +77,9 @@ fn config(args: ServeArgs) -> Result<ServeConfig, MapError> {
         keep: args.keep,
         pulse: Box::new(Unobserved),
         begun: Box::new(move |address| entrance.open(address)),
-        meter: Box::new(|_| {}),
+        meter: Box::new(|commit| {
+            tracing::debug!(bytes = commit.bytes, took = ?commit.took, "made durable");
+        }),
     })
 }
 

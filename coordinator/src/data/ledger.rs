@@ -23,7 +23,7 @@ use super::unframe::Unframe;
 use crate::journal::{Entry, Payload, Ticket, Writer};
 
 /// How results are written, and where.
-pub struct LedgerConfig {
+pub(crate) struct LedgerConfig {
     /// Whose they are.
     pub(crate) job: JobId,
     /// Where they go.
@@ -38,7 +38,7 @@ pub struct LedgerConfig {
 
 /// What a result looks like in the output.
 #[derive(Debug, Clone)]
-pub struct Rendering {
+pub(crate) struct Rendering {
     pub(crate) format: Format,
     pub(crate) shape: Shape,
     pub(crate) separator: u8,

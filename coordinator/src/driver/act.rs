@@ -8,6 +8,7 @@ use widemap_sched::event::{Action, Event};
 
 use super::core::{Attempt, Core, Verdict};
 use super::job::Job;
+use crate::failpoint;
 use crate::journal::Durable;
 use crate::session::Recalled;
 
@@ -28,6 +29,7 @@ impl Core {
             Action::Revoke { worker, attempt } => self.revoke(worker, attempt),
             Action::Cancel { worker, attempt } => self.cancel_attempt(worker, attempt),
             Action::Accept { job, attempt, range, worker, runs } => {
+                failpoint::hit("result.accepted");
                 let name = self.fleet.name(worker);
                 if let Some(job) = self.jobs.get_mut(&job) {
                     job.accept(attempt, range, name, runs);
@@ -78,6 +80,9 @@ impl Core {
     /// Tells workers what is durable now.
     pub(super) fn settle(&mut self, durable: Durable) {
         let settled: Vec<_> = self.unsettled.settled(durable).collect();
+        if !settled.is_empty() {
+            failpoint::hit("result.settled");
+        }
         settled.into_iter().for_each(|(worker, attempt)| self.forget(worker, attempt));
     }
 

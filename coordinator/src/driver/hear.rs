@@ -11,6 +11,7 @@ use widemap_sched::event::{DeathProof, Event, ItemFault};
 use super::core::{Attempt, Core, Verdict};
 use super::fleet::{Attachment, WorkerState};
 use super::job::Job;
+use crate::failpoint;
 use crate::session::{LinkEvent, LinkNews};
 
 impl Core {
@@ -295,6 +296,7 @@ impl Core {
 
     /// The end of an attempt.
     fn done(&mut self, worker: WorkerId, done: &Done) {
+        failpoint::hit("result.arrived");
         self.received(worker, done.output.len());
         let id = done.attempt;
         let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.worker == worker)

@@ -43,11 +43,6 @@ impl Cursor {
         Self { shelf, item, place, entry, told, within, raw_bytes, skip_bytes, skip_failures }
     }
 
-    /// The first item that was not read.
-    pub(crate) fn next_item(&self) -> u64 {
-        self.item
-    }
-
     /// What comes next.
     ///
     /// # Errors

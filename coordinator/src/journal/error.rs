@@ -80,6 +80,7 @@ impl JournalError {
     }
 
     /// Whether there is no room on the disk.
+    #[cfg(test)]
     pub(crate) fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
     }

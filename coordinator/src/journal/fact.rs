@@ -12,8 +12,6 @@ pub(super) enum Fact {
     Final { first: u64, items: u32, extent: Extent, failure: Option<Described> },
     /// The job is paused, or goes on.
     Paused(bool),
-    /// A prefix of the input, by its hash.
-    Input(InputPrefix),
     /// The job's last word.
     Ended(Bytes),
 }
@@ -25,24 +23,10 @@ pub(super) struct Described {
     pub(super) length: u32,
 }
 
-/// The beginning of an input, as it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct InputPrefix {
-    /// Its length.
-    pub(crate) bytes: u64,
-    /// Whole items in it.
-    pub(crate) items: u64,
-    /// The hash of its bytes.
-    pub(crate) blake3: [u8; 32],
-    /// Whether the input ends there.
-    pub(crate) is_end: bool,
-}
-
 const FINAL: u8 = 1;
 const FAILED: u8 = 2;
 const PAUSED: u8 = 3;
-const INPUT: u8 = 4;
-const ENDED: u8 = 5;
+const ENDED: u8 = 4;
 
 /// Appends that items are final. Returns where the failure was put.
 pub(super) fn push_final(
@@ -72,13 +56,6 @@ pub(super) fn push_other(body: &mut Vec<u8>, fact: &Fact) {
             push_final(body, *first, *items, extent, None);
         }
         Fact::Paused(paused) => body.extend_from_slice(&[PAUSED, u8::from(*paused)]),
-        Fact::Input(InputPrefix { bytes, items, blake3, is_end }) => {
-            body.push(INPUT);
-            varint::push(body, *bytes);
-            varint::push(body, *items);
-            body.extend_from_slice(blake3);
-            body.push(u8::from(*is_end));
-        }
         Fact::Ended(last) => {
             body.push(ENDED);
             varint::push(body, last.len() as u64);
@@ -128,12 +105,6 @@ fn parse_one(body: &[u8], rest: &mut &[u8]) -> Option<Fact> {
             Fact::Final { first, items, extent, failure }
         }
         PAUSED => Fact::Paused(take(rest, 1)? != [0]),
-        INPUT => {
-            let (bytes, items) = (number(rest)?, number(rest)?);
-            let blake3 = take(rest, 32)?.try_into().ok()?;
-            let is_end = take(rest, 1)? != [0];
-            Fact::Input(InputPrefix { bytes, items, blake3, is_end })
-        }
         ENDED => {
             let length = number(rest)?;
             Fact::Ended(Bytes::copy_from_slice(take(rest, length)?))
@@ -174,9 +145,7 @@ mod tests {
         let failure = push_final(&mut body, 7, 1, &large, Some(b"{\"seq\":8"));
         let empty = extent(&[], 0);
         push_final(&mut body, 9, 1, &empty, None);
-        let prefix = InputPrefix { bytes: 10, items: 3, blake3: [4; 32], is_end: true };
-        let others =
-            [Fact::Paused(true), Fact::Input(prefix), Fact::Ended(Bytes::from_static(b"over"))];
+        let others = [Fact::Paused(true), Fact::Ended(Bytes::from_static(b"over"))];
         others.iter().for_each(|fact| push_other(&mut body, fact));
         let mut facts = Vec::new();
         parse(&body, |fact| facts.push(fact)).unwrap();

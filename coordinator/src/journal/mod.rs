@@ -23,7 +23,6 @@ mod writer;
 pub(crate) use check::{Finding, check};
 pub(crate) use cursor::{Cursor, Next};
 pub(crate) use error::JournalError;
-pub(crate) use fact::InputPrefix;
 pub(crate) use job_file::JobHeader;
 pub(crate) use medium::{Disk, Medium};
 pub(crate) use shelf::Shelf;

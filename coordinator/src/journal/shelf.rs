@@ -12,7 +12,6 @@ use widemap_common::ids::ItemRange;
 
 use super::cursor::Cursor;
 use super::extent::Extent;
-use super::fact::InputPrefix;
 use super::medium::{Medium, MediumFile};
 
 /// See the file's head.
@@ -46,7 +45,6 @@ struct State {
     ok_items: u64,
     failed_items: u64,
     paused: bool,
-    input: Option<InputPrefix>,
     ended: Option<Bytes>,
     /// The last segment that was opened for reading.
     segment: Option<(u32, Arc<dyn MediumFile>)>,
@@ -83,6 +81,7 @@ impl Shelf {
     }
 
     /// The first item that is not final.
+    #[cfg(test)]
     pub(crate) fn next_item(&self) -> u64 {
         self.lock().next
     }
@@ -114,11 +113,6 @@ impl Shelf {
     /// Whether the job is paused.
     pub(crate) fn is_paused(&self) -> bool {
         self.lock().paused
-    }
-
-    /// How much of the input is known by its hash.
-    pub(crate) fn input(&self) -> Option<InputPrefix> {
-        self.lock().input
     }
 
     /// The job's last word.
@@ -163,10 +157,6 @@ impl Shelf {
 
     pub(super) fn set_paused(&self, paused: bool) {
         self.lock().paused = paused;
-    }
-
-    pub(super) fn set_input(&self, input: InputPrefix) {
-        self.lock().input = Some(input);
     }
 
     pub(super) fn end(&self, last: Bytes) {

@@ -124,11 +124,6 @@ impl Store {
         self.epoch
     }
 
-    /// Where it is.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     /// Begins to take a job in. `has_input` says whether its items are kept with it.
     ///
     /// # Errors
@@ -425,7 +420,6 @@ fn apply(shelf: &Shelf, (fact, begin): Told) {
             shelf.put(first, Final { items, extent, failure });
         }
         Fact::Paused(paused) => shelf.set_paused(paused),
-        Fact::Input(prefix) => shelf.set_input(prefix),
         Fact::Ended(last) => shelf.end(last),
     }
 }

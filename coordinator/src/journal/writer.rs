@@ -19,7 +19,7 @@ use widemap_common::limits::{
 
 use super::error::JournalError;
 use super::extent::Segment;
-use super::fact::{self, Fact, InputPrefix};
+use super::fact::{self, Fact};
 use super::medium::{Medium, MediumFile};
 use super::record;
 use super::shelf::{FACTS, Final, Shelf, segment_path};
@@ -45,8 +45,6 @@ pub(crate) enum Entry {
     Failed { range: ItemRange, record: Vec<u8>, payload: Box<dyn Payload> },
     /// The job is paused, or goes on.
     Paused(bool),
-    /// A prefix of the input.
-    Input(InputPrefix),
     /// The job's last word: nothing comes after it.
     Ended(Bytes),
 }
@@ -225,7 +223,7 @@ impl Entry {
                     record.len() as u64 + payload.memory_bytes()
                 }
                 Self::Ended(last) => last.len() as u64,
-                Self::Paused(_) | Self::Input(_) => 0,
+                Self::Paused(_) => 0,
             }
     }
 
@@ -233,7 +231,7 @@ impl Entry {
     fn place(&self) -> u64 {
         match self {
             Self::Accepted { range, .. } | Self::Failed { range, .. } => range.first,
-            Self::Paused(_) | Self::Input(_) | Self::Ended(_) => u64::MAX,
+            Self::Paused(_) | Self::Ended(_) => u64::MAX,
         }
     }
 }
@@ -382,10 +380,6 @@ impl JobFiles {
                     written.others.push(Fact::Paused(paused));
                     continue;
                 }
-                Entry::Input(prefix) => {
-                    written.others.push(Fact::Input(prefix));
-                    continue;
-                }
                 Entry::Ended(last) => {
                     written.others.push(Fact::Ended(last));
                     continue;
@@ -508,7 +502,6 @@ impl JobFiles {
         for fact in written.others {
             match fact {
                 Fact::Paused(paused) => self.shelf.set_paused(paused),
-                Fact::Input(prefix) => self.shelf.set_input(prefix),
                 Fact::Ended(last) => {
                     self.shelf.end(last);
                     is_over = true;

@@ -11,6 +11,7 @@ use widemap_proto::jobs::{Collecting, FailuresPart, JobPart, Position};
 use super::desk::DeskError;
 use super::ledger::{Next, ShelfCursor};
 use super::registry::JobEntry;
+use crate::failpoint;
 
 /// See the file's head.
 pub(crate) struct Collect {
@@ -68,6 +69,7 @@ impl Collect {
             self.changes.borrow_and_update();
             match self.read().await? {
                 Told::Output(data) => {
+                    failpoint::hit("result.emitted");
                     let part = JobPart { offset: self.at.output_bytes, data };
                     self.at.output_bytes += part.data.len() as u64;
                     return Ok(Some(Collecting::Output(part)));

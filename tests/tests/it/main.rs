@@ -23,6 +23,7 @@ mod readers;
 mod readme;
 mod results;
 mod role;
+mod service;
 mod simulation;
 mod stragglers;
 mod support;

@@ -8,7 +8,7 @@ use widemap_common::limits::PART_BYTES_MAX;
 
 use super::memory::{Fault, Memory};
 use super::{header, open, plain, range, read, settled, writer};
-use crate::journal::{Disk, Entry, InputPrefix, JobHeader, JournalError, Medium, Next, check};
+use crate::journal::{Disk, Entry, JobHeader, JournalError, Medium, Next, check};
 
 fn root() -> PathBuf {
     PathBuf::from("/journal")
@@ -62,13 +62,11 @@ fn results_come_back_in_order_whatever_order_they_came_in_and_in_another_life() 
     let journal = writer(medium);
     let job = &mut jobs[0];
     job.write_with(&journal);
-    let prefix = InputPrefix { bytes: 4, items: 2, blake3: [7; 32], is_end: true };
-    journal.append(job.id, Entry::Input(prefix));
     journal.append(job.id, accepted(7, 1, "h"));
     journal.append(job.id, Entry::Ended("over".into()));
     assert!(settled(&journal).is_none());
     assert_eq!(read(&job.shelf), (whole.0 + "h", whole.1));
-    assert_eq!((job.shelf.input(), job.shelf.ended()), (Some(prefix), Some("over".into())));
+    assert_eq!(job.shelf.ended(), Some("over".into()));
     assert_eq!(job.shelf.read_from(13, 1).next().unwrap(), Next::End);
 }
 

@@ -1,0 +1,329 @@
+//! A coordinator that serves: jobs are handed in and collected, and it is killed at every step between a
+//! result's arrival and its emission.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use widemap::failpoint;
+use widemap_tests::{Run, WorkerProcess, eventually, eventually_within, run, widemap};
+
+use crate::support::{Log, numbers, places};
+
+/// A coordinator, its directory, and where it is: the same after each start.
+struct Service {
+    directory: TempDir,
+    address: String,
+    workers: Vec<String>,
+    process: Option<WorkerProcess>,
+}
+
+impl Service {
+    fn start(workers: &[&WorkerProcess]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let workers = places(workers).into_iter().map(str::to_owned).collect();
+        let address = "127.0.0.1:0".to_owned();
+        let mut service = Self { directory, address, workers, process: None };
+        service.begin(None);
+        service.address = service.process.as_ref().unwrap().address().to_owned();
+        service
+    }
+
+    fn command(&self) -> std::process::Command {
+        let data = self.data();
+        let data = data.to_str().unwrap();
+        let options = ["serve", "--listen", &self.address, "--data", data, "--no-mdns"];
+        let mut command = widemap(&options);
+        command.args(&self.workers);
+        command
+    }
+
+    /// Starts it again, to be killed at a place, perhaps.
+    fn begin(&mut self, failpoint: Option<&str>) {
+        let mut command = self.command();
+        if let Some(failpoint) = failpoint {
+            command.env("WIDEMAP_FAILPOINT", failpoint);
+        }
+        self.process = Some(WorkerProcess::spawn(command));
+    }
+
+    fn kill(&mut self) {
+        self.process.take().expect("it runs").kill();
+    }
+
+    fn process(&mut self) -> &mut WorkerProcess {
+        self.process.as_mut().expect("it runs")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn job(&self, number: u32) -> PathBuf {
+        self.data().join("jobs").join(number.to_string())
+    }
+
+    /// `widemap` with this coordinator.
+    fn ask(&self, arguments: &[&str]) -> Run {
+        run(self.asking(arguments), b"")
+    }
+
+    fn asking(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = widemap(arguments);
+        command.env("WIDEMAP_COORDINATOR", &self.address);
+        command
+    }
+
+    fn submit<S: AsRef<str>>(&self, options: &[&str], command: &[S], input: &str) -> String {
+        let command = command.iter().map(AsRef::as_ref);
+        let words: Vec<_> =
+            ["submit"].into_iter().chain(options.iter().copied()).chain(command).collect();
+        let done = run(self.asking(&words), input.as_bytes()).exits(0);
+        assert!(done.text().starts_with('j') && done.text().ends_with('\n'), "{}", done.text());
+        done.text().trim().to_owned()
+    }
+}
+
+#[test]
+fn a_job_is_handed_in_and_collected_tomorrow() {
+    let ann = WorkerProcess::start("ann", 2);
+    let mut service = Service::start(&[&ann]);
+    let options = ["--name", "squares", "--submit-key", "nightly"];
+    let job = service.submit(&options, &["--builtin", "square"], &numbers(1..=5));
+    // Once for each key, whatever broke in between.
+    let again = service.submit(&options, &["--builtin", "square"], &numbers(1..=5));
+    assert_eq!((job.as_str(), again), ("j1", job.clone()));
+    let words = ["submit", "--name", "squares", "--submit-key", "nightly", "--builtin", "square"];
+    let other = run(service.asking(&words), b"7\n").exits(2);
+    assert!(other.stderr.contains("the submit key `nightly` is j1's"), "{}", other.stderr);
+    for _ in 0..2 {
+        let done = service.ask(&["results", &job]).exits(0);
+        assert_eq!(done.text(), "1\n4\n9\n16\n25\n");
+    }
+    service.kill();
+    let gone = service.ask(&["jobs"]).exits(3);
+    assert!(gone.stderr.contains("connection refused"), "{}", gone.stderr);
+    service.begin(None);
+    assert_eq!(service.ask(&["results", "1"]).exits(0).text(), "1\n4\n9\n16\n25\n");
+    let listed = service.ask(&["jobs"]).exits(0);
+    assert!(
+        listed.text().contains("squares") && listed.text().contains("complete"),
+        "{}",
+        listed.text()
+    );
+    let status = service.ask(&["status", &job, "--format", "json"]).exits(0);
+    let status: serde_json::Value = serde_json::from_str(status.text()).unwrap();
+    assert_eq!((&status["state"], &status["ok"]), (&"complete".into(), &5.into()), "{status}");
+    let checked =
+        run(widemap(&["journal", "check", service.data().to_str().unwrap()]), b"").exits(0);
+    assert!(checked.text().contains("sound, 5 items are final"), "{}", checked.text());
+    let pruned = service.ask(&["jobs", "prune", "--all"]).exits(0);
+    assert!(!service.job(1).exists(), "{}", pruned.stderr);
+    let next = service.submit(&[], &["--builtin", "square"], "3\n");
+    assert_eq!(next, "j2", "a number is never used again");
+}
+
+#[test]
+fn a_map_that_a_coordinator_runs_is_a_map() {
+    let ann = WorkerProcess::start("ann", 2);
+    let service = Service::start(&[&ann]);
+    let words = ["map", "--", "sh", "-c", "echo $1; test $1 != 3", "sh"];
+    let done = run(service.asking(&words), numbers(1..=5).as_bytes()).exits(1);
+    assert_eq!(done.text(), "1\n2\n4\n5\n");
+    assert!(done.stderr.contains("j1 of coordinator"), "{}", done.stderr);
+    assert!(done.stderr.contains("item 3 `3`: exited with status 1"), "{}", done.stderr);
+    assert!(done.stderr.contains("5 items, 1 failed, 1 retried"), "{}", done.stderr);
+}
+
+/// Scenario 21: killed at every step, gone on from, and nothing is run twice: what was not durable is
+/// still with its worker.
+#[test]
+fn a_coordinator_killed_at_any_step_goes_on_and_runs_nothing_again() {
+    for name in failpoint::NAMES {
+        for hits in [1, 3] {
+            let (ann, log) = (WorkerProcess::start("ann", 2), Log::new());
+            let mut service = Service::start(&[&ann]);
+            service.kill();
+            service.begin(Some(&format!("{name}={hits}")));
+            let job =
+                service.submit(&["--chunk", "1"], &log.noting("sleep 0.02"), &numbers(1..=30));
+            // Some steps come only with a reader.
+            let results = service.asking(&["results", &job]);
+            let reader = std::thread::spawn(move || run(results, b""));
+            eventually(name, || service.process().has_ended(), |&ended| ended);
+            service.process = None;
+            service.begin(None);
+            // The reader goes on where it was.
+            let read = reader.join().unwrap().exits(0);
+            assert_eq!(read.text(), numbers(1..=30), "{name}={hits}");
+            assert_eq!(service.ask(&["results", &job]).exits(0).text(), numbers(1..=30));
+            assert_eq!(log.runs(), 30, "{name}={hits}: an item ran again");
+        }
+    }
+}
+
+/// Scenario 22: the end of the log is not whole.
+#[test]
+fn a_torn_tail_is_cut_off_told_and_gone_on_from() {
+    let ann = WorkerProcess::start("ann", 2);
+    let mut service = Service::start(&[&ann]);
+    let job = service.submit(&[], &["--builtin", "square"], &numbers(1..=100));
+    let before = service.ask(&["results", &job]).exits(0);
+    service.kill();
+    let facts = service.job(1).join("facts");
+    let bytes = std::fs::read(&facts).unwrap();
+    std::fs::write(&facts, &bytes[..bytes.len() - 3]).unwrap();
+    service.begin(None);
+    service.process().says("were not written to their end");
+    assert_eq!(service.ask(&["results", &job]).exits(0).stdout, before.stdout);
+}
+
+/// Scenario 23: a flipped bit, in the facts and in the results.
+#[test]
+fn a_flipped_bit_is_refused_and_its_file_and_place_are_named() {
+    let ann = WorkerProcess::start("ann", 2);
+    let mut service = Service::start(&[&ann]);
+    let job = service.submit(&[], &["--builtin", "square"], &numbers(1..=100));
+    let _ = service.ask(&["results", &job]).exits(0);
+    service.kill();
+    let (facts, payload) = (service.job(1).join("facts"), service.job(1).join("payload-000001"));
+    let flip = |path: &Path, at: usize| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    // In the first record, which others follow.
+    flip(&facts, 30);
+    let refused = run(service.command(), b"").exits(3);
+    assert!(refused.stderr.contains("facts, at byte 8: "), "{}", refused.stderr);
+    let data = service.data();
+    let check = || run(widemap(&["journal", "check", data.to_str().unwrap()]), b"");
+    let found = check().exits(3);
+    assert!(
+        found.text().contains("DAMAGED") && found.text().contains("at byte 8"),
+        "{}",
+        found.text()
+    );
+    flip(&facts, 30);
+    flip(&payload, 3);
+    service.begin(None);
+    let broken = service.ask(&["results", &job]).exits(3);
+    assert!(broken.stderr.contains("payload-000001, at byte 0: "), "{}", broken.stderr);
+    assert!(check().exits(3).text().contains("payload-000001, at byte 0: "));
+    flip(&payload, 3);
+    assert!(service.ask(&["results", &job]).exits(0).text().starts_with("1\n4\n"));
+}
+
+/// Scenario 25: a second coordinator on the same directory.
+#[test]
+fn a_second_coordinator_is_refused_and_says_who_has_the_journal() {
+    let ann = WorkerProcess::start("ann", 1);
+    let mut service = Service::start(&[&ann]);
+    let pid = service.process().pid();
+    let mut second = service.command();
+    second.args(["--listen", "127.0.0.1:0"]);
+    let data = service.data();
+    let mut command = widemap(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--data",
+        data.to_str().unwrap(),
+        "--no-mdns",
+    ]);
+    command.args(&service.workers);
+    let refused = run(command, b"").exits(3);
+    let holder = format!("is in use by the widemap process {pid}");
+    assert!(refused.stderr.contains(&holder), "{}", refused.stderr);
+}
+
+/// Ends in good order, and what runs goes on in the next life.
+#[test]
+fn a_coordinator_that_is_told_to_end_leaves_its_workers_at_work() {
+    let (ann, log) = (WorkerProcess::start("ann", 2), Log::new());
+    let mut service = Service::start(&[&ann]);
+    let job = service.submit(&["--chunk", "1"], &log.noting("sleep 0.3"), &numbers(1..=6));
+    eventually("two run", || log.runs(), |&runs| runs >= 2);
+    service.process().signal(rustix::process::Signal::TERM);
+    assert_eq!(service.process().exit_status(), 0);
+    service.process = None;
+    service.begin(None);
+    assert_eq!(service.ask(&["results", &job]).exits(0).text(), numbers(1..=6));
+    assert_eq!(log.runs(), 6, "nothing ran again");
+}
+
+/// Twenty jobs from five clients, with workers and the coordinator killed at random.
+#[test]
+fn twenty_jobs_survive_whatever_is_killed() {
+    let seconds = std::env::var("WIDEMAP_CHAOS_SECONDS").ok().and_then(|text| text.parse().ok());
+    let bound = Duration::from_secs(seconds.unwrap_or(5));
+    let seed = std::env::var("WIDEMAP_CHAOS_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("WIDEMAP_CHAOS_SEED={seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut workers: Vec<_> =
+        ["ann", "bob", "carl"].map(|name| WorkerProcess::start(name, 2)).into_iter().collect();
+    let mut service = Service::start(&workers.iter().collect::<Vec<_>>());
+    let begun = Instant::now();
+    let mut kills: BTreeMap<&str, u32> = BTreeMap::new();
+    let asks = |service: &Service, client: usize| {
+        let coordinator = service.address.clone();
+        std::thread::spawn(move || {
+            let ask = |words: &[&str], input: &str| {
+                let mut command = widemap(words);
+                command.env("WIDEMAP_COORDINATOR", &coordinator);
+                run(command, input.as_bytes())
+            };
+            for number in 0..4_u32 {
+                let (key, items) = (format!("{client}-{number}"), 40 + 10 * number);
+                let script = format!("sleep 0.0{}; echo {key} $1", client + 1);
+                let words = [
+                    "submit",
+                    "--submit-key",
+                    &key,
+                    "--retries",
+                    "3",
+                    "--",
+                    "sh",
+                    "-c",
+                    &script,
+                    "sh",
+                ];
+                let input = numbers(1..=items);
+                // Whoever finds nobody there tries again with the same key: it is one job.
+                let patience = Duration::from_secs(60);
+                let submit = || ask(&words, &input);
+                let done = eventually_within(patience, &key, submit, |done| done.status == 0);
+                let job = done.text().trim().to_owned();
+                let collect = || ask(&["results", &job], "");
+                let done = eventually_within(patience, &job, collect, |done| done.status != 3);
+                let want: String = (1..=items).map(|item| format!("{key} {item}\n")).collect();
+                assert_eq!(
+                    (done.status, done.text()),
+                    (0, want.as_str()),
+                    "{key}: {}",
+                    done.stderr
+                );
+            }
+        })
+    };
+    let clients: Vec<_> = (0..5).map(|client| asks(&service, client)).collect();
+    while begun.elapsed() < bound && !clients.iter().all(std::thread::JoinHandle::is_finished) {
+        std::thread::park_timeout(Duration::from_millis(rng.u64(100..1_200)));
+        if rng.bool() {
+            service.kill();
+            *kills.entry("coordinator").or_default() += 1;
+            std::thread::park_timeout(Duration::from_millis(rng.u64(0..500)));
+            service.begin(None);
+        } else {
+            let index = rng.usize(0..workers.len());
+            let address = workers[index].address().to_owned();
+            workers[index].kill();
+            *kills.entry("worker").or_default() += 1;
+            workers[index] = WorkerProcess::start_with("again", 2, &["--listen", &address]);
+        }
+    }
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    println!("killed: {kills:?}, {:.1?}", begun.elapsed());
+}
