@@ -253,7 +253,7 @@ impl Runner {
         let end = tokio::select! {
             end = self.read(&mut reports, begun) => end,
             end = self.write(orders, begun) => end,
-            () = self.ping() => StreamEnd::Goodbye,
+            end = self.ping(begun) => end,
         };
         // A stream that did not last is no success: two addresses of one worker would take it from
         // each other for as long as the driver has no time to see it.
@@ -291,11 +291,9 @@ impl Runner {
     async fn read(&self, reports: &mut Streaming<FromWorker>, begun: Instant) -> StreamEnd {
         let silence_ms = self.timers.keepalive_ms.saturating_add(self.timers.keepalive_timeout_ms);
         let silence = Duration::from_millis(silence_ms).saturating_mul(SILENCE_KEEPALIVES);
-        // What lives in this process stops and goes on with it.
-        let watched = matches!(self.dial, Dial::Addresses(_));
         loop {
             let message = async {
-                match watched {
+                match self.is_watched() {
                     true => tokio::time::timeout(silence, reports.message()).await.ok(),
                     false => Some(reports.message().await),
                 }
@@ -360,15 +358,34 @@ impl Runner {
     }
 
     /// Measures round trips and prolongs the lease: soon after the start, then at each heartbeat, and
-    /// several times within a lease.
-    async fn ping(&self) {
+    /// several times within a lease. A worker that answers none of them for a lease is cut off, whatever
+    /// else it says: nobody knows whether it has ended what this side gives to others, and what it holds
+    /// of the payload would be held for ever.
+    async fn ping(&self, begun: Instant) -> StreamEnd {
+        let lease = Duration::from_millis(self.timers.lease_ms);
         let longest_ms = self.timers.heartbeat_ms.min(self.timers.lease_ms / 8).max(1);
         let mut pause = Duration::from_millis(longest_ms.min(20));
+        let mut overdue = None;
         loop {
             tokio::time::sleep(pause).await;
+            let oldest = self.outbox.oldest_ping();
+            let late = oldest.filter(|&sent| since(begun).since(sent) > lease);
+            // A coordinator that was stopped itself has not read the answers that are there: it looks
+            // once more.
+            if self.is_watched() && late.is_some() && late == overdue {
+                let reason = format!("connected, but it answers no ping for {lease:?}");
+                return StreamEnd::Cut(reason);
+            }
+            overdue = late;
             self.outbox.ping();
             pause = (pause * 2).min(Duration::from_millis(longest_ms));
         }
+    }
+
+    /// Whether the worker may be stuck while this process is not: what lives in it stops and goes on
+    /// with it.
+    fn is_watched(&self) -> bool {
+        matches!(self.dial, Dial::Addresses(_))
     }
 
     async fn tell(&self, news: LinkNews) {

@@ -146,6 +146,11 @@ impl Outbox {
         round_trip
     }
 
+    /// When the oldest ping was sent on this stream that is not answered.
+    pub(crate) fn oldest_ping(&self) -> Option<Time> {
+        self.lock().pace.oldest_ping()
+    }
+
     /// So many bytes of output have come on this stream.
     pub fn output_received(&self, bytes: u64, now: Time) {
         let mut waiting = self.lock();

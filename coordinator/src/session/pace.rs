@@ -133,6 +133,11 @@ impl Pace {
         self.pings.push_back(Ping { stamp: now, is_asked_for, sent_total: self.sent_total });
     }
 
+    /// When the oldest ping was sent that is not answered.
+    pub(super) fn oldest_ping(&self) -> Option<Time> {
+        self.pings.front().map(|ping| ping.stamp)
+    }
+
     /// A ping has been answered, and with it all before. Gives the round trip, if somebody asked for
     /// it.
     pub(super) fn answered(&mut self, stamp: Time, now: Time) -> Option<Duration> {
@@ -336,5 +341,15 @@ mod tests {
         assert_eq!(pace.answered(Time(2_000), Time(6_000)), None);
         // One that nobody has sent.
         assert_eq!(pace.answered(Time(9_000), Time(9_000)), None);
+    }
+
+    #[test]
+    fn the_oldest_ping_is_remembered_however_many_follow() {
+        let mut pace = Pace::new(BOUNDS);
+        assert_eq!(pace.oldest_ping(), None);
+        (1..=2 * PINGS_MAX as u64).for_each(|stamp| pace.pinged(Time(stamp), true));
+        assert_eq!(pace.oldest_ping(), Some(Time(1)));
+        pace.answered(Time(1), Time(1_000));
+        assert_eq!(pace.oldest_ping(), Some(Time(2)));
     }
 }

@@ -27,6 +27,8 @@ pub(super) enum Mischief {
     Lengthens,
     /// Each of them is passed on twice.
     Doubles,
+    /// None; but the answers to pings on the first stream are not passed on.
+    Unanswering,
     /// None; but the first `streams` are ended as a server does that is about to go: no new calls,
     /// then the end of the connection.
     GoesAway { streams: u32 },
@@ -83,7 +85,7 @@ impl Worker for Middleman {
         &self,
         request: Request<Streaming<ToWorker>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        self.witness.streams.fetch_add(1, Ordering::SeqCst);
+        let streams_before = self.witness.streams.fetch_add(1, Ordering::SeqCst);
         let address = format!("{}:{PORT}", self.upstream);
         let connector = tower::service_fn(move |_: Uri| {
             let address = address.clone();
@@ -96,7 +98,14 @@ impl Worker for Middleman {
         let orders = request.into_inner().map_while(Result::ok);
         let reports = WorkerClient::new(channel).session(orders).await?.into_inner();
         let (mischief, done) = (self.mischief, Arc::clone(&self.done));
-        let changed = reports.map(move |batch| batch.map(|batch| change(batch, mischief, &done)));
+        let mute = mischief == Mischief::Unanswering && streams_before == 0;
+        let changed = reports.map(move |batch| {
+            let mut batch = batch.map(|batch| change(batch, mischief, &done));
+            if let (true, Ok(batch)) = (mute, &mut batch) {
+                batch.reports.retain(|report| !matches!(report.kind, Some(Kind::Pong(_))));
+            }
+            batch
+        });
         Ok(Response::new(Box::pin(changed)))
     }
 }

@@ -143,3 +143,15 @@ fn a_server_that_goes_away_again_and_again_costs_no_item() {
     let (outcome, runs, _) = cluster.end();
     assert_eq!((outcome.counts.ok, outcome.counts.workers_lost, runs), (12, 0, 12));
 }
+
+#[test]
+fn a_worker_that_talks_and_answers_no_ping_is_cut_off() {
+    let mischief = Some(Mischief::Unanswering);
+    let mut cluster = Draft { retries: 0, mischief, ..Draft::gated(&["ann"], 12) }.start();
+    // Its heartbeats come all the while.
+    cluster.until("another stream", |witness| witness.streams.load(Ordering::SeqCst) == 2);
+    assert!(cluster.sim.elapsed() >= 4 * SECOND, "{:?}", cluster.sim.elapsed());
+    assert!(cluster.sim.elapsed() < 6 * SECOND, "{:?}", cluster.sim.elapsed());
+    let (outcome, runs, _) = cluster.end();
+    assert_eq!((outcome.counts.ok, outcome.counts.workers_lost, runs), (12, 0, 12));
+}
