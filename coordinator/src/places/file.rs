@@ -1,6 +1,10 @@
 //! `--workers-file`: a file with an address a line, or a directory whose files are such files (a
 //! worker's `--register DIR` writes them). Read again and again, so that workers come and go.
+//!
+//! A file that is not there names nobody. Of one that cannot be read nobody knows what it names now:
+//! what it named last stays, since it may be readable again in a moment, as a disk on a network is.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +25,9 @@ pub(crate) struct Watched {
     pub(crate) path: PathBuf,
 }
 
+/// What each file named when it was read last.
+type Named = BTreeMap<PathBuf, Vec<Place>>;
+
 #[tonic::async_trait]
 impl Source for Watched {
     fn name(&self) -> &str {
@@ -28,16 +35,17 @@ impl Source for Watched {
     }
 
     async fn watch(self: Box<Self>, suggestions: mpsc::Sender<Suggestion>) {
-        let mut last: Option<Suggestion> = None;
+        let (mut last, mut named) = (None, Named::new());
         loop {
             let watched = self.clone();
             // A file on a network may hang: it is read where that blocks nobody.
-            let now = tokio::task::spawn_blocking(move || watched.read()).await;
-            let Ok((mut now, is_certain)) = now else { return };
-            if !is_certain {
-                // It may be readable again in a moment, as a disk on a network is.
-                now.places = last.as_ref().map(|last| last.places.clone()).unwrap_or_default();
-            }
+            let looking = tokio::task::spawn_blocking(move || {
+                let trouble = watched.read(&mut named);
+                (named, trouble)
+            });
+            let Ok((read, trouble)) = looking.await else { return };
+            named = read;
+            let now = self.suggestion(&named, trouble);
             if last.as_ref() != Some(&now) {
                 last = Some(now.clone());
                 if suggestions.send(now).await.is_err() {
@@ -50,41 +58,80 @@ impl Source for Watched {
 }
 
 impl Watched {
-    /// What it names, and whether that is certain: a file that is not there names nobody, of one
-    /// that cannot be read nobody knows.
-    fn read(&self) -> (Suggestion, bool) {
-        let source = self.name.clone();
-        match read_texts(&self.path) {
-            Ok(texts) => (parse(source, &texts), true),
+    /// Brings what is named up to date; tells what is wrong, if something is.
+    fn read(&self, named: &mut Named) -> Option<String> {
+        let (files, in_directory) = match files(&self.path) {
+            Ok(found) => found,
             Err(error) => {
-                let is_certain = error.kind() == io::ErrorKind::NotFound;
-                let trouble = Some(error.to_string());
-                let (places, unused) = (Vec::new(), Vec::new());
-                (Suggestion { source, places, hints: false, unused, trouble }, is_certain)
+                if error.kind() == io::ErrorKind::NotFound {
+                    named.clear();
+                }
+                return Some(error.to_string());
+            }
+        };
+        named.retain(|file, _| files.contains(file));
+        let mut troubles = Vec::new();
+        for file in files {
+            let problem = match std::fs::read_to_string(&file) {
+                Ok(text) => {
+                    let (places, problem) = parse(&text);
+                    named.insert(file.clone(), places);
+                    problem
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    named.remove(&file);
+                    // One that a leaving worker removes meanwhile is as good as not there.
+                    (!in_directory).then(|| error.to_string())
+                }
+                Err(error) => Some(format!("cannot be read: {error}")),
+            };
+            let shown = |problem| match in_directory {
+                true => format!("{}: {problem}", file.display()),
+                false => problem,
+            };
+            troubles.extend(problem.map(shown));
+        }
+        let others = troubles.len().saturating_sub(1);
+        let first = troubles.into_iter().next()?;
+        Some(if others == 0 { first } else { format!("{first} (and {others} more like it)") })
+    }
+
+    fn suggestion(&self, named: &Named, trouble: Option<String>) -> Suggestion {
+        let mut places: Vec<Place> = Vec::new();
+        for place in named.values().flatten() {
+            if !places.contains(place) {
+                places.push(place.clone());
             }
         }
+        let (source, unused) = (self.name.clone(), Vec::new());
+        Suggestion { source, places, hints: false, unused, trouble }
     }
 }
 
-fn read_texts(path: &Path) -> io::Result<Vec<String>> {
-    if !path.is_dir() {
-        return Ok(vec![std::fs::read_to_string(path)?]);
+/// The files that are read, and whether they are those of a directory.
+fn files(path: &Path) -> io::Result<(Vec<PathBuf>, bool)> {
+    if !path.metadata()?.is_dir() {
+        return Ok((vec![path.to_owned()], false));
     }
-    let mut files: Vec<_> =
-        std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        // What cannot be looked at is said when it is read.
+        let is_other = entry.path().metadata().is_ok_and(|metadata| !metadata.is_file());
+        if !is_hidden && !is_other {
+            files.push(entry.path());
+        }
+    }
     files.sort();
-    let hidden = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-    };
-    files.retain(|path| path.is_file() && !hidden(path));
-    // A file that a leaving worker removes meanwhile is as good as not there.
-    Ok(files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect())
+    Ok((files, true))
 }
 
-/// Blank lines and what follows `#` are passed over; a line that is no address is named.
-fn parse(source: String, texts: &[String]) -> Suggestion {
-    let (mut places, mut trouble) = (Vec::new(), None);
-    for (number, line) in texts.iter().flat_map(|text| text.lines().enumerate()) {
+/// The addresses of a file, and the last line of it that is none. Blank lines and what follows `#` are
+/// passed over.
+fn parse(text: &str) -> (Vec<Place>, Option<String>) {
+    let (mut places, mut problem) = (Vec::new(), None);
+    for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         if line.is_empty() {
             continue;
@@ -92,42 +139,90 @@ fn parse(source: String, texts: &[String]) -> Suggestion {
         match address::parse(line).map(Place::at) {
             Ok(place) if places.contains(&place) => {}
             Ok(place) => places.push(place),
-            Err(error) => trouble = Some(format!("line {}: {error}", number + 1)),
+            Err(error) => problem = Some(format!("line {}: {error}", index + 1)),
         }
     }
-    Suggestion { source, places, hints: false, unused: Vec::new(), trouble }
+    (places, problem)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn addresses(suggestion: &Suggestion) -> Vec<&str> {
-        suggestion.places.iter().map(Place::shown).collect()
+    fn addresses(places: &[Place]) -> Vec<&str> {
+        places.iter().map(Place::shown).collect()
+    }
+
+    fn watched(path: PathBuf) -> Watched {
+        Watched { name: "d".to_owned(), path }
     }
 
     #[test]
     fn a_file_names_an_address_a_line() {
-        let text = "# the lab\nann\nbob:99  # by the window\n\nann\n".to_owned();
-        let suggestion = parse("f".into(), &[text]);
-        assert_eq!(addresses(&suggestion), ["ann:7433", "bob:99"]);
-        assert_eq!(suggestion.trouble, None);
-        let bad = parse("f".into(), &["ann\n!!\n".to_owned()]);
-        assert_eq!(addresses(&bad), ["ann:7433"]);
-        assert!(bad.trouble.unwrap().starts_with("line 2: `!!`"));
+        let text = "# the lab\nann\nbob:99  # by the window\n\nann\n";
+        let (places, problem) = parse(text);
+        assert_eq!(addresses(&places), ["ann:7433", "bob:99"]);
+        assert_eq!(problem, None);
+        let (places, problem) = parse("ann\n!!\n");
+        assert_eq!(addresses(&places), ["ann:7433"]);
+        assert!(problem.unwrap().starts_with("line 2: `!!`"));
     }
 
     #[test]
     fn a_directory_is_the_sum_of_its_files() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("b"), "bob\n").unwrap();
+        std::fs::write(dir.path().join("b"), "bob\nann:1\n").unwrap();
         std::fs::write(dir.path().join("a"), "ann:1\n").unwrap();
         std::fs::write(dir.path().join(".tmp"), "half writ").unwrap();
-        let watched = |path| Watched { name: "d".to_owned(), path };
-        assert_eq!(addresses(&watched(dir.path().to_owned()).read().0), ["ann:1", "bob:7433"]);
-        let (none, is_certain) = watched(dir.path().join("none")).read();
-        assert!(none.trouble.is_some() && is_certain);
-        let (file, is_certain) = watched(dir.path().join("a/b")).read();
-        assert!(file.trouble.is_some() && !is_certain);
+        std::fs::create_dir(dir.path().join("deep")).unwrap();
+        let (source, mut named) = (watched(dir.path().to_owned()), Named::new());
+        let mut read = || {
+            let trouble = source.read(&mut named);
+            source.suggestion(&named, trouble)
+        };
+        let both = read();
+        assert_eq!((addresses(&both.places), both.trouble), (vec!["ann:1", "bob:7433"], None));
+        std::fs::remove_file(dir.path().join("b")).unwrap();
+        assert_eq!(addresses(&read().places), ["ann:1"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_and_changes_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ann, bob) = (dir.path().join("ann"), dir.path().join("bob"));
+        std::fs::write(&ann, "ann:1\n").unwrap();
+        std::fs::write(&bob, "bob:1\n").unwrap();
+        let (source, mut named) = (watched(dir.path().to_owned()), Named::new());
+        assert_eq!(source.read(&mut named), None);
+        // No text: nobody can read it, whoever runs the test.
+        std::fs::write(&bob, b"\xff\n").unwrap();
+        std::fs::write(&ann, "ann:2\ncid:3\n").unwrap();
+        let trouble = source.read(&mut named);
+        let suggestion = source.suggestion(&named, trouble);
+        assert_eq!(addresses(&suggestion.places), ["ann:2", "cid:3", "bob:1"]);
+        let said = suggestion.trouble.unwrap();
+        assert!(said.starts_with(&format!("{}: cannot be read: ", bob.display())), "{said}");
+        std::fs::write(&bob, "!!\n").unwrap();
+        std::fs::write(dir.path().join("cid"), "!!\n").unwrap();
+        let said = source.read(&mut named).unwrap();
+        assert!(said.contains("bob: line 1: `!!`") && said.ends_with("(and 1 more like it)"));
+        assert_eq!(addresses(&source.suggestion(&named, None).places), ["ann:2", "cid:3"]);
+    }
+
+    #[test]
+    fn what_is_not_there_names_nobody_and_what_cannot_be_looked_at_whom_it_did() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts");
+        let (source, mut named) = (watched(path.clone()), Named::new());
+        std::fs::write(&path, "ann:1\n").unwrap();
+        assert_eq!(source.read(&mut named), None);
+        std::fs::remove_file(&path).unwrap();
+        // A link to itself can be followed by nobody.
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(source.read(&mut named).is_some());
+        assert_eq!(addresses(&source.suggestion(&named, None).places), ["ann:1"]);
+        std::fs::remove_file(&path).unwrap();
+        assert!(source.read(&mut named).is_some());
+        assert_eq!(source.suggestion(&named, None).places, []);
     }
 }
