@@ -19,6 +19,9 @@ pub struct Config {
     /// Where it was read from; none if there is no file.
     #[serde(skip)]
     pub path: Option<PathBuf>,
+    /// Where there may be a file that would count before it, and this user cannot look.
+    #[serde(skip)]
+    pub hidden: Option<PathBuf>,
     /// The key file.
     pub key: Option<PathBuf>,
     /// Certificates made elsewhere: the own one.
@@ -83,10 +86,19 @@ impl Config {
     /// # Errors
     /// If the file is there and cannot be used.
     pub fn find() -> Result<Self, ConfigError> {
-        match Self::usual_places().into_iter().find(|path| path.exists()) {
-            Some(path) => Self::read(&path),
-            None => Ok(Self::default()),
+        Self::first_of(Self::usual_places())
+    }
+
+    fn first_of(places: Vec<PathBuf>) -> Result<Self, ConfigError> {
+        let mut hidden = None;
+        for path in places {
+            match key::is_there(&path) {
+                Ok(true) => return Ok(Self { hidden, ..Self::read(&path)? }),
+                Ok(false) => {}
+                Err(_) => hidden = hidden.or(Some(path)),
+            }
         }
+        Ok(Self { hidden, ..Self::default() })
     }
 
     /// Where this user's file is, and where the host's is: the first that exists counts.
@@ -180,6 +192,19 @@ mod tests {
         assert_eq!(config.mdns, Some(false));
         assert_eq!(config.coordinator.as_deref(), Some("carol"));
         assert_eq!(config.path, Some(path));
+    }
+
+    #[test]
+    fn a_file_that_may_be_there_and_cannot_be_looked_at_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::os::unix::fs::symlink(path("loop"), path("loop")).unwrap();
+        std::fs::write(path("file"), "local = 2\n").unwrap();
+        let find = |names: &[&str]| Config::first_of(names.iter().map(|name| path(name)).collect());
+        let config = find(&["loop/widemap.toml", "file"]).unwrap();
+        assert_eq!((config.local, config.hidden), (Some(2), Some(path("loop/widemap.toml"))));
+        assert_eq!(find(&["file", "loop/widemap.toml"]).unwrap().hidden, None);
+        assert_eq!(find(&["none"]).unwrap(), Config::default());
     }
 
     #[test]

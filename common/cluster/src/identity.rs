@@ -118,7 +118,7 @@ impl Identity {
     pub fn find(wanted: &Wanted, role: Role) -> Result<Option<Self>, IdentityError> {
         let files = [&wanted.certificate, &wanted.private_key, &wanted.authority];
         match (files, &wanted.key) {
-            ([None, None, None], None) => match key::usual_file() {
+            ([None, None, None], None) => match key::usual_file()? {
                 Some(path) => Self::of_key_file(&path, role).map(Some),
                 None => Ok(None),
             },

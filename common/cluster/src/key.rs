@@ -62,6 +62,18 @@ pub enum KeyError {
         #[source]
         error: io::Error,
     },
+    /// Nobody can tell whether there is one.
+    #[error(
+        "{path} may hold the key of a cluster, and this user cannot look there: {error}; name a key \
+         file that this user can read (--key FILE), or say --insecure to use none"
+    )]
+    Hidden {
+        /// Where it may be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
     /// Others can read it.
     #[error(
         "the key file {path} can be read by others (mode {mode:04o}): chmod 600 {path}; \
@@ -242,9 +254,34 @@ pub(crate) fn user_directory() -> Option<PathBuf> {
 }
 
 /// The key file at one of the usual places, if there is one.
-#[must_use]
-pub fn usual_file() -> Option<PathBuf> {
-    usual_places().into_iter().find(|path| path.exists())
+///
+/// # Errors
+/// If there may be one that this user cannot look at: what would be done without a key is another
+/// thing then.
+pub fn usual_file() -> Result<Option<PathBuf>, KeyError> {
+    first_of(usual_places())
+}
+
+fn first_of(places: Vec<PathBuf>) -> Result<Option<PathBuf>, KeyError> {
+    for path in places {
+        match is_there(&path) {
+            Ok(true) => return Ok(Some(path)),
+            Ok(false) => {}
+            Err(error) => return Err(KeyError::Hidden { path, error }),
+        }
+    }
+    Ok(None)
+}
+
+/// Whether there is a file; an error where this user cannot look.
+pub(crate) fn is_there(path: &Path) -> io::Result<bool> {
+    let of_user = || user_directory().is_some_and(|directory| path.starts_with(directory));
+    match path.try_exists() {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        // A home that this user may not enter is another's, whatever HOME says.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && of_user() => Ok(false),
+        found => found,
+    }
 }
 
 /// Reads a key file or a worker bundle.
@@ -398,6 +435,22 @@ mod tests {
             let read = read(&path);
             assert_eq!(matches!(read, Err(KeyError::Loose { .. })), refused, "{mode:o}: {read:?}");
         }
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_looked_at_is_not_passed_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("file"), "").unwrap();
+        // Nobody can follow it, root neither.
+        std::os::unix::fs::symlink(path("loop"), path("loop")).unwrap();
+        let found = |names: &[&str]| first_of(names.iter().map(|name| path(name)).collect());
+        assert_eq!(found(&["none/key", "file/key"]).unwrap(), None);
+        assert_eq!(found(&["none/key", "file", "loop/key"]).unwrap(), Some(path("file")));
+        let error = found(&["none/key", "loop/key", "file"]).unwrap_err();
+        let said = error.to_string();
+        assert!(matches!(error, KeyError::Hidden { path: at, .. } if at == path("loop/key")));
+        assert!(said.contains("cannot look there") && said.contains("--key FILE"), "{said}");
     }
 
     #[test]

@@ -116,7 +116,8 @@ fn named_or_usual(key: Option<&Path>) -> Result<PathBuf, Error> {
     let named = key.map(Path::to_owned).or_else(|| widemap_cluster::Wanted::of_environment().key);
     let named =
         named.map_or_else(|| Config::find().map(|config| config.key), |key| Ok(Some(key)))?;
-    named.or_else(key::usual_file).ok_or_else(|| Error::NoKey(key::usual_places()))
+    let found = named.map_or_else(key::usual_file, |path| Ok(Some(path)))?;
+    found.ok_or_else(|| Error::NoKey(key::usual_places()))
 }
 
 fn is_stdout(path: &Path) -> bool {

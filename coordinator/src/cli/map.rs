@@ -110,6 +110,7 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         return Ok(Errand::Theirs(Box::new(Theirs { coordinator, submission, source, wanted })));
     }
     needs_no_coordinator(&args.job)?;
+    whereabouts.warn();
     let local = local_slots(&whereabouts, settings.jobs);
     let spawner = match local {
         Some(slots) => Some(Spawner::start(slots)?),

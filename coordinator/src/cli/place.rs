@@ -14,6 +14,7 @@ use widemap_common::limits::SLOTS_MAX;
 use super::options::{CoordinatorArgs, PlaceArgs, TrustArgs};
 use crate::error::MapError;
 use crate::places::{self, Dns, Fixed, Mdns, Source, Watched};
+use crate::say;
 use crate::session::Trust;
 
 /// The variable that names a coordinator.
@@ -53,6 +54,12 @@ impl Level {
     }
 }
 
+impl Level {
+    fn names_a_place(&self) -> bool {
+        Self { mdns: false, ..self.clone() } != Self::default()
+    }
+}
+
 /// The places of a map, before anything secret is read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Whereabouts {
@@ -60,6 +67,9 @@ pub(crate) struct Whereabouts {
     interfaces: Vec<String>,
     /// What proves this side, unless that is not wanted or not needed.
     wanted: Option<Wanted>,
+    /// A configuration file that may be there and could not be looked at, where nothing else names a
+    /// place.
+    hidden: Option<PathBuf>,
 }
 
 /// Where workers may be, and whom to trust.
@@ -98,12 +108,26 @@ impl Whereabouts {
 
     fn of(args: &PlaceArgs, config: &Config, levels: &[Level; 3]) -> Result<Self, MapError> {
         let wanted = wanted(&args.trust, config);
-        let has_key =
-            wanted.as_ref().is_some_and(|wanted| !wanted.is_empty() || key::usual_file().is_some());
+        // Where there may be one that this user cannot look at, that is said when it is read.
+        let has_key = wanted
+            .as_ref()
+            .is_some_and(|wanted| !wanted.is_empty() || !matches!(key::usual_file(), Ok(None)));
         let no_mdns = args.no_mdns || (config.mdns == Some(false) && !args.mdns);
         let level = decide(levels, has_key, args.trust.insecure, no_mdns)?;
+        let hidden = config.hidden.clone().filter(|_| !levels.iter().any(Level::names_a_place));
         let interfaces = interfaces(&args.mdns_interface, config);
-        Ok(Self { level, interfaces, wanted })
+        Ok(Self { level, interfaces, wanted, hidden })
+    }
+
+    /// Says what may have been said of where a map runs and could not be read.
+    pub(super) fn warn(&self) {
+        if let Some(path) = &self.hidden {
+            say::line(&format!(
+                "widemap: {} may say where workers are, and this user cannot look there: it is left \
+                 out of account",
+                path.display()
+            ));
+        }
     }
 
     /// The coordinator that is asked instead of workers.
@@ -227,8 +251,7 @@ fn decide(
     insecure: bool,
     no_mdns: bool,
 ) -> Result<Level, MapError> {
-    let names_a_place = |level: &Level| Level { mdns: false, ..level.clone() } != Level::default();
-    let chosen = levels.iter().position(names_a_place);
+    let chosen = levels.iter().position(Level::names_a_place);
     // Said at that level or above it, mDNS is asked beside the place; below, the place turns it off.
     let levels_that_count = &levels[..chosen.map_or(levels.len(), |level| level + 1)];
     let mdns = !no_mdns && levels_that_count.iter().any(|level| level.mdns);

@@ -9,6 +9,14 @@ use super::finding::{Check, Finding};
 /// What is configured, which is nothing where the file cannot be used.
 pub(super) fn check(found: Result<Config, ConfigError>) -> (Config, Finding) {
     match found {
+        Ok(config) if config.hidden.is_some() => {
+            let hidden = config.hidden.as_deref().unwrap_or(Path::new("?")).display();
+            let what = format!("{hidden} may be one, and this user cannot look there");
+            let action = "let this user in (ls -ld on each directory of it), or write another in \
+                          ~/.config/widemap/widemap.toml";
+            let finding = Finding::warning(Check::Configuration, what, action);
+            (config, finding)
+        }
         Ok(config) => {
             let finding = Finding::ok(Check::Configuration, shown(config.path.as_deref()));
             (config, finding)
@@ -59,5 +67,7 @@ mod tests {
         assert_eq!((config.mdns, finding.status), (Some(true), Status::Ok));
         assert_eq!(finding.what, path.display().to_string());
         assert_eq!(check(Ok(Config::default())).1.status, Status::Ok);
+        let hidden = Config { hidden: Some("/etc/x".into()), ..Config::default() };
+        assert_eq!(check(Ok(hidden)).1.status, Status::Warning);
     }
 }

@@ -33,9 +33,14 @@ pub(super) fn check(wanted: Option<&Wanted>) -> Checked {
     if has_files {
         return alone(certificates(wanted));
     }
-    match wanted.key.clone().or_else(key::usual_file) {
-        Some(path) => of_file(&path, key::read(&path)),
-        None => {
+    let found = wanted.key.clone().map_or_else(key::usual_file, |path| Ok(Some(path)));
+    match found {
+        Ok(Some(path)) => of_file(&path, key::read(&path)),
+        Err(error) => {
+            let (what, action) = trouble(&error);
+            alone(Finding::problem(Check::Key, what, action))
+        }
+        Ok(None) => {
             let places = key::usual_places();
             let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
             alone(Finding::warning(
@@ -93,6 +98,12 @@ fn trouble(error: &KeyError) -> (String, String) {
         KeyError::Foreign { path, owner } => (
             format!("the key file {} belongs to another user (uid {owner})", path.display()),
             format!("sudo chown \"$USER\" {0}, or copy it", path.display()),
+        ),
+        KeyError::Hidden { path, error } => (
+            format!("{} may hold a key, and this user cannot look there: {error}", path.display()),
+            "copy the key to this user (a copy of mode 600, in ~/.config/widemap/key), or name one with \
+             --key FILE"
+                .to_owned(),
         ),
         KeyError::Read { path, .. } => (
             error.to_string(),

@@ -227,3 +227,24 @@ fn a_key_that_cannot_be_used_is_told_and_never_shown() {
     assert!(!said.contains(text), "{said}");
     insta::assert_snapshot!(said);
 }
+
+/// A key that this user cannot look at may be there: without a word that none is wanted, nothing runs
+/// here.
+#[test]
+fn a_key_that_cannot_be_looked_at_is_no_reason_to_run_here() {
+    let directory = tempfile::tempdir().unwrap();
+    let hidden = directory.path().join("widemap");
+    // Nobody can follow it, root neither, as others cannot enter a directory of root.
+    std::os::unix::fs::symlink(&hidden, &hidden).unwrap();
+    let maps = |options: &[&str]| {
+        let mut command = map(&[&["-j", "1"], options], &["echo"]);
+        command.env("XDG_CONFIG_HOME", directory.path());
+        run(command, b"1\n")
+    };
+    let refused = maps(&[]).exits(2);
+    assert_eq!(refused.text(), "");
+    insta::assert_snapshot!(refused.stderr.replace(directory.path().to_str().unwrap(), "CONFIG"));
+    for said in [["--local", "1"].as_slice(), &["--insecure"]] {
+        assert_eq!(maps(said).exits(0).text(), "1\n");
+    }
+}
