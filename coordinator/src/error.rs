@@ -9,6 +9,15 @@ use widemap_common::ids::JobId;
 use crate::client::{JobsError, SubmitError};
 use crate::exit;
 
+/// What two sides have to have in common, and do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mismatch {
+    /// The key of the cluster.
+    Key,
+    /// The authority of certificates that were made elsewhere.
+    Authority,
+}
+
 /// See the file's head.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MapError {
@@ -176,7 +185,7 @@ pub(crate) enum MapError {
         /// Each place and what it answered.
         places: Vec<String>,
         /// Whether somebody is there, and is not trusted or does not trust this side.
-        distrust: bool,
+        distrust: Option<Mismatch>,
     },
     /// Every worker refused the job.
     #[error("no worker can run this\n{}", refusals.join("\n"))]
@@ -204,7 +213,11 @@ impl MapError {
             Self::SameFile(..) => "give each of them a file of its own",
             Self::SeveralLists => "put the combinations in one list, a line each",
             Self::NoWorkers { waited: None, .. } => return None,
-            Self::NoWorkers { distrust: true, .. } => {
+            Self::NoWorkers { distrust: Some(Mismatch::Authority), .. } => {
+                "have the certificates of both sides signed by one authority, and name it on both (--tls-ca), or \
+                 run on this machine with --local N"
+            }
+            Self::NoWorkers { distrust: Some(Mismatch::Key), .. } => {
                 "give both sides the same key file (`widemap key show` tells which cluster a key is of), or run \
                  on this machine with --local N"
             }

@@ -14,14 +14,14 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName,
-    Error as TlsError, InvalidMessage, ServerConfig, SignatureScheme,
+    Error as TlsError, InvalidMessage, OtherError, ServerConfig, SignatureScheme,
 };
 
 use crate::identity::{Identity, IdentityError, Trusted};
@@ -37,6 +37,12 @@ const WORKER_NAME: &str = "worker.widemap.internal";
 /// The same for a coordinator that serves.
 const SERVICE_NAME: &str = "coordinator.widemap.internal";
 
+/// Where authorities are named, whoever has another one is told by an alert of its own: there is no
+/// cluster key then that could be compared.
+#[derive(Debug, thiserror::Error)]
+#[error("it is not signed by the authority of --tls-ca")]
+struct NotOfAuthority;
+
 /// Why a peer is not believed, or does not believe us, from this side's point of view.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Distrust {
@@ -46,6 +52,15 @@ pub enum Distrust {
     /// It says the same of ours.
     #[error("it does not believe this side's certificate: it has another cluster key")]
     RefusesUs,
+    /// With certificates made elsewhere: no authority that this side was given has signed its own.
+    #[error("its certificate is not signed by the authority of --tls-ca here")]
+    OtherAuthority,
+    /// It says the same of ours.
+    #[error(
+        "it does not believe this side's certificate, which is not signed by the authority of --tls-ca \
+         there"
+    )]
+    RefusesAuthority,
     /// It says that ours is for another role.
     #[error("it does not accept this side's certificate: it is for another role")]
     RefusesRole,
@@ -78,8 +93,7 @@ impl Identity {
     /// # Errors
     /// If the certificate and its key do not fit.
     pub fn server(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let any_of = self.trusted.iter().map(client_verifier).collect::<Result<_, _>>()?;
-        let verifier = ClientVerifier { any_of };
+        let verifier = AnyOf::new(&self.trusted, client_verifier)?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
@@ -118,8 +132,7 @@ impl Identity {
             };
             Ok(NamedVerifier { inner: server_verifier(trusted)?, names })
         };
-        let any_of = self.trusted.iter().map(named).collect::<Result<_, TlsError>>()?;
-        let verifier = ServerVerifier { any_of };
+        let verifier = AnyOf::new(&self.trusted, named)?;
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -264,32 +277,76 @@ impl NamedVerifier {
     }
 }
 
-/// Believes a worker that one of several authorities vouches for.
+/// Believes whom one of several authorities vouches for.
 #[derive(Debug)]
-struct ServerVerifier {
-    any_of: Vec<NamedVerifier>,
+struct AnyOf<V> {
+    any_of: Vec<V>,
+    /// Whether they are named by files, and not made from a cluster key.
+    made_elsewhere: bool,
 }
 
-/// Believes a client that one of several authorities vouches for.
-#[derive(Debug)]
-struct ClientVerifier {
-    any_of: Vec<Arc<dyn ClientCertVerifier>>,
-}
-
-/// The first success, or else the error that says most: that of the authority that has signed.
-fn first<T>(results: impl Iterator<Item = Result<T, TlsError>>) -> Result<T, TlsError> {
-    let mut worst = TlsError::InvalidCertificate(CertificateError::UnknownIssuer);
-    for result in results {
-        match result {
-            Ok(believed) => return Ok(believed),
-            Err(TlsError::InvalidCertificate(CertificateError::UnknownIssuer)) => {}
-            Err(error) => worst = error,
-        }
+impl<V> AnyOf<V> {
+    fn new(
+        trusted: &[Trusted],
+        verifier: impl Fn(&Trusted) -> Result<V, TlsError>,
+    ) -> Result<Self, TlsError> {
+        let made_elsewhere = trusted.iter().all(|trusted| trusted.cluster.is_none());
+        Ok(Self { any_of: trusted.iter().map(verifier).collect::<Result<_, _>>()?, made_elsewhere })
     }
-    Err(worst)
+
+    /// The first success, or else the error that says most: that of the authority that has signed.
+    fn first<T>(&self, verify: impl Fn(&V) -> Result<T, TlsError>) -> Result<T, TlsError> {
+        let mut worst = TlsError::InvalidCertificate(CertificateError::UnknownIssuer);
+        for verifier in &self.any_of {
+            match verify(verifier) {
+                Ok(believed) => return Ok(believed),
+                Err(TlsError::InvalidCertificate(CertificateError::UnknownIssuer)) => {}
+                Err(error) => worst = error,
+            }
+        }
+        Err(match worst {
+            TlsError::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            ) if self.made_elsewhere => {
+                let error = OtherError(Arc::new(NotOfAuthority));
+                TlsError::InvalidCertificate(CertificateError::Other(error))
+            }
+            error => error,
+        })
+    }
 }
 
-impl ServerCertVerifier for ServerVerifier {
+/// What both kinds of verifier do with signatures, whose keys the certificates have told already: it
+/// does not depend on the authority.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, TlsError> {
+            let algorithms = provider().signature_verification_algorithms;
+            verify_tls12_signature(message, leaf, signature, &algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, TlsError> {
+            let algorithms = provider().signature_verification_algorithms;
+            verify_tls13_signature(message, leaf, signature, &algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            provider().signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
+impl ServerCertVerifier for AnyOf<NamedVerifier> {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -298,33 +355,13 @@ impl ServerCertVerifier for ServerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        first(self.any_of.iter().map(|verifier| verifier.verify(leaf, rest, host, now)))
+        self.first(|verifier| verifier.verify(leaf, rest, host, now))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        self.any_of[0].inner.verify_tls12_signature(message, leaf, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        self.any_of[0].inner.verify_tls13_signature(message, leaf, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.any_of[0].inner.supported_verify_schemes()
-    }
+    signatures!();
 }
 
-impl ClientCertVerifier for ClientVerifier {
+impl ClientCertVerifier for AnyOf<Arc<dyn ClientCertVerifier>> {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         // A client has one certificate: hints would only tell strangers what the cluster is called.
         &[]
@@ -336,30 +373,10 @@ impl ClientCertVerifier for ClientVerifier {
         rest: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
-        first(self.any_of.iter().map(|verifier| verifier.verify_client_cert(leaf, rest, now)))
+        self.first(|verifier| verifier.verify_client_cert(leaf, rest, now))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        self.any_of[0].verify_tls12_signature(message, leaf, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        self.any_of[0].verify_tls13_signature(message, leaf, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.any_of[0].supported_verify_schemes()
-    }
+    signatures!();
 }
 
 fn is_other_name(error: &TlsError) -> bool {
@@ -383,6 +400,7 @@ impl Distrust {
                 | AlertDescription::DecryptError
                 | AlertDescription::BadCertificate,
             ) => Self::RefusesUs,
+            TlsError::AlertReceived(AlertDescription::CertificateUnknown) => Self::RefusesAuthority,
             TlsError::AlertReceived(AlertDescription::UnsupportedCertificate) => Self::RefusesRole,
             TlsError::AlertReceived(AlertDescription::CertificateRequired) => {
                 Self::Other("it asks for a certificate, and this side has none".to_owned())
@@ -411,6 +429,9 @@ impl Distrust {
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => Self::Clock,
+            CertificateError::Other(error) if error.0.is::<NotOfAuthority>() => {
+                Self::OtherAuthority
+            }
             other => Self::Other(format!("its certificate cannot be used: {other:?}")),
         }
     }

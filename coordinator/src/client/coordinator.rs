@@ -176,7 +176,7 @@ impl Coordinator {
             }
             other => other.to_string(),
         };
-        match error.is_distrust() {
+        match error.mismatch().is_some() {
             true => JobsError::Distrust { coordinator, why },
             false => JobsError::Unreachable { coordinator, why },
         }

@@ -169,6 +169,13 @@ fn of_dial(error: &DialError, host: &str) -> (String, String) {
         DialError::Distrust { distrust: Distrust::Clock, .. } => {
             "set the clocks of both hosts (timedatectl set-ntp true)".to_owned()
         }
+        DialError::Distrust {
+            distrust: Distrust::OtherAuthority | Distrust::RefusesAuthority,
+            ..
+        } => format!(
+            "have the certificates of this host and of {host} signed by one authority, and name it on \
+             both (--tls-ca)"
+        ),
         DialError::Distrust { .. } => {
             "compare the certificates of both sides, and the authority that each names".to_owned()
         }

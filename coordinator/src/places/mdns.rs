@@ -116,6 +116,10 @@ pub(crate) fn judge(identity: Option<&Identity>, instance: &Instance) -> Result<
                  on both"
             )
         }
+        (Some(identity), Some(cluster)) if identity.cluster().is_none() => format!(
+            "it has the key of cluster {cluster}, and this side has certificates made elsewhere: start \
+             both with the one or with the other"
+        ),
         (Some(identity), Some(cluster)) if !identity.trusts(cluster) => {
             format!("wrong key: it belongs to cluster {cluster}")
         }

@@ -18,6 +18,7 @@ use widemap_common::time::Timers;
 
 use super::observed::Observed;
 use super::tcp;
+use crate::error::Mismatch;
 
 /// The HTTP/2 window of one connection: a few parts of payload on the way.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
@@ -103,15 +104,19 @@ pub(crate) struct Line {
 }
 
 impl DialError {
-    /// Whether both sides are there and do not trust each other.
-    pub(crate) fn is_distrust(&self) -> bool {
-        matches!(
-            self,
+    /// What is amiss where both sides are there and do not trust each other.
+    pub(crate) fn mismatch(&self) -> Option<Mismatch> {
+        match self {
+            Self::Distrust {
+                distrust: Distrust::OtherAuthority | Distrust::RefusesAuthority,
+                ..
+            } => Some(Mismatch::Authority),
             Self::OtherKey { .. }
-                | Self::NoKey { .. }
-                | Self::WantsKey { .. }
-                | Self::Distrust { .. }
-        )
+            | Self::NoKey { .. }
+            | Self::WantsKey { .. }
+            | Self::Distrust { .. } => Some(Mismatch::Key),
+            _ => None,
+        }
     }
 }
 

@@ -92,7 +92,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
             }
             Poll::Ready(Err(error)) if matches!(self.state, State::Encrypted) => {
                 let fault = untrusted(&self.host, error);
-                if fault.is_distrust() {
+                if fault.mismatch().is_some() {
                     self.note(fault);
                 }
             }

@@ -169,7 +169,11 @@ fn certificates_made_elsewhere_are_checked_before_anybody_connects() {
         path
     };
     let ca = save("ca", &authority.certificate().pem());
-    let other_ca = save("other", &Authority::of(&new_key()).unwrap().certificate().pem());
+    let other = Authority::of(&new_key()).unwrap();
+    let other_ca = save("other", &other.certificate().pem());
+    let stranger = other.mint_for("anna", vec![ExtendedKeyUsagePurpose::ClientAuth]).unwrap();
+    let stranger_file = save("stranger", &stranger.certificate.pem());
+    let stranger_key = save("stranger-key", &stranger.key.serialize_pem());
     let server = authority
         .mint_for("worker.widemap.internal", vec![ExtendedKeyUsagePurpose::ServerAuth])
         .unwrap();
@@ -212,6 +216,15 @@ fn certificates_made_elsewhere_are_checked_before_anybody_connects() {
     let service = find(&paths[4], &ca, Role::Service).unwrap();
     let dialled = shake_by(coordinator.client_of_service().unwrap(), &service);
     assert_eq!(dialled, (Ok(()), Ok(Role::Coordinator)));
+    let stranger = find(&(stranger_file, stranger_key), &other_ca, Role::Coordinator).unwrap();
+    let by_name = find(&paths[0], &ca, Role::Worker).unwrap();
+    let apart = (Err(Distrust::OtherAuthority), Err(Distrust::RefusesAuthority));
+    assert_eq!(shake(&stranger, &by_name), apart);
+    // Whoever has a key is told so, and whoever has certificates of them.
+    let (client, server) = shake(&stranger, &identity(&[&key], Role::Worker));
+    assert_eq!((client, server), apart);
+    let mixed = (Err(Distrust::OtherKey), Err(Distrust::RefusesUs));
+    assert_eq!(shake(&identity(&[&new_key()], Role::Coordinator), &by_name), mixed);
     let crossed = (paths[0].0.clone(), paths[1].1.clone());
     for (problem, found) in [
         ("not for a client", find(&paths[0], &ca, Role::Coordinator)),

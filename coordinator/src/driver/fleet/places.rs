@@ -8,7 +8,8 @@ use widemap_common::time::Time;
 use widemap_proto::session::Credit;
 
 use super::hints::Hint;
-use super::{Echo, Fleet, LinkState, LinkStatus};
+use super::{Echo, Fleet, LinkState, LinkStatus, Worker};
+use crate::error::Mismatch;
 use crate::places::{Place, Suggestion, Unused};
 use crate::session::{Dial, LinkId};
 
@@ -323,14 +324,15 @@ impl Fleet {
         remarks
     }
 
-    /// Whether somebody is there and is not trusted, or does not trust this side.
-    pub(crate) fn meets_distrust(&self) -> bool {
+    /// What is amiss where somebody is there and is not trusted, or does not trust this side.
+    pub(crate) fn meets_distrust(&self) -> Option<Mismatch> {
         let met = |state: &LinkState| match &state.status {
-            LinkStatus::Unreachable(error) => error.is_distrust(),
-            _ => false,
+            LinkStatus::Unreachable(error) => error.mismatch(),
+            _ => None,
         };
         let heard = |state: &SourceState| state.hints && !state.unused.is_empty();
-        self.links.values().any(met) || self.sources.values().any(heard)
+        let met = self.links.values().find_map(met);
+        met.or_else(|| self.sources.values().any(heard).then_some(Mismatch::Key))
     }
 
     /// How many announced places wait for their turn.
