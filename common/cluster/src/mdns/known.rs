@@ -91,21 +91,8 @@ impl Known {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use widemap_common::ids::Incarnation;
-
+    use super::super::testing::announcement;
     use super::*;
-    use crate::record::Announcement;
-
-    fn announcement(name: &str) -> Announcement {
-        let incarnation = Incarnation(0x0123_4567_89ab_cdef);
-        Announcement {
-            name: name.to_owned(),
-            protocol: (1, 0),
-            incarnation,
-            slots: 8,
-            cluster: None,
-        }
-    }
 
     fn instance(name: &str, port: u16) -> Instance {
         let addresses = vec![Ipv4Addr::new(10, 0, 0, 1).into()];
