@@ -6,6 +6,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -128,11 +129,11 @@ fn a_port_that_is_taken_is_an_error_that_says_so() {
         assert!(matches!(error, MdnsError::Port { .. }), "{error}");
         drop(taken);
         // A process that another test is about to start may have it open for a moment.
-        let started = Instant::now();
-        while let Err(error) = Browser::start(Service::Worker, &[]) {
-            assert!(started.elapsed() < SOON, "{error}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually(
+            "it is free again",
+            || Browser::start(Service::Worker, &[]).map(drop),
+            Result::is_ok,
+        );
     });
 }
 
@@ -144,11 +145,7 @@ fn no_thread_is_left_when_they_are_dropped() {
         found(&mut browser, "ann").await;
         assert_eq!(daemon_threads(), 2);
         drop((browser, ann));
-        let started = Instant::now();
-        while daemon_threads() > 0 {
-            assert!(started.elapsed() < SOON, "{} threads are left", daemon_threads());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually("their threads end", daemon_threads, |&threads| threads == 0);
     });
 }
 
@@ -176,22 +173,31 @@ fn an_announcement_that_cannot_be_read_is_told_of() {
 #[test]
 fn ten_thousand_false_announcements_neither_hide_a_worker_nor_fill_the_memory() {
     const FALSE: u32 = 10_000;
+    /// What of it comes while nobody follows.
+    const MEANWHILE: u32 = 6_000;
+    /// What may wait at the port before the next ones are sent: the system would drop the rest.
+    const WAITING_BYTES: u64 = 16 * 1024;
     on_a_network("flood", async |network| {
         let mut browser = browse();
         let before = resident_bytes();
         let socket = network.on(3, || UdpSocket::bind("10.0.0.3:0")).expect("it is free");
+        let sent = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&sent);
         let flood = thread::spawn(move || {
             for number in 0..FALSE {
                 let packet = false_announcement(number, "1");
                 socket.send_to(&packet, "224.0.0.251:5353").expect("it is sent");
                 if number % 20 == 0 {
-                    thread::sleep(Duration::from_millis(1));
+                    eventually("they are read", unread_bytes, |&bytes| bytes < WAITING_BYTES);
                 }
+                counted.store(number + 1, Ordering::SeqCst);
             }
         });
         found(&mut browser, "false").await;
         // Its process is busy with something else meanwhile, and so cannot follow.
-        thread::sleep(Duration::from_millis(300));
+        let heard = sent.load(Ordering::SeqCst);
+        let all = || sent.load(Ordering::SeqCst) - heard;
+        eventually("many have come", all, |&more| more >= MEANWHILE.min(FALSE - heard));
         until(&mut browser, |heard| matches!(heard, Heard::Trouble(_)).then_some(())).await;
         let _ann = network.announce(1, "ann", 7433);
         found(&mut browser, "ann").await;
@@ -253,6 +259,23 @@ async fn until<T>(browser: &mut Browser, mut wanted: impl FnMut(Heard) -> Option
     found.unwrap_or_else(|_| panic!("the last that was heard is {last:?}"))
 }
 
+/// Waits for a condition of the outside world, on this thread.
+fn eventually<T: std::fmt::Debug>(
+    what: &str,
+    mut look: impl FnMut() -> T,
+    holds: impl Fn(&T) -> bool,
+) {
+    let started = Instant::now();
+    loop {
+        let seen = look();
+        if holds(&seen) {
+            return;
+        }
+        assert!(started.elapsed() < 2 * SOON, "{what}: still {seen:?}");
+        thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
 async fn nothing(browser: &mut Browser, lasting: Duration) {
     if let Ok(heard) = tokio::time::timeout(lasting, browser.next()).await {
         panic!("{heard:?}");
@@ -290,6 +313,20 @@ fn daemon_threads() -> usize {
         name.is_ok_and(|name| name == "mDNS_daemon\n") && host.is_ok_and(|host| host == here)
     };
     threads.flatten().filter(|thread| is_daemon(&thread.path())).count()
+}
+
+/// What waits to be read at the port of mDNS on this host.
+fn unread_bytes() -> u64 {
+    let sockets =
+        std::fs::read_to_string("/proc/thread-self/net/udp").expect("the kernel tells it");
+    let unread = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        // `sl local_address rem_address st tx_queue:rx_queue`, all in hexadecimal digits.
+        let is_mdns = fields.get(1)?.ends_with(":14E9");
+        let (_, waiting) = fields.get(4)?.split_once(':')?;
+        u64::from_str_radix(waiting, 16).ok().filter(|_| is_mdns)
+    };
+    sockets.lines().filter_map(unread).max().unwrap_or(0)
 }
 
 fn resident_bytes() -> u64 {
