@@ -356,6 +356,7 @@ impl Fleet {
                 _ => {}
             }
         }
+        self.forget_left();
         self.revive_echoes(worker);
         self.let_go();
     }

@@ -90,15 +90,40 @@ impl Fleet {
         }
     }
 
+    /// The lives of workers that have said that they leave, and have: none of them comes back.
+    fn left(&self) -> HashSet<Incarnation> {
+        let gone = |worker: &&Worker| worker.is_leaving && !worker.is_or_may_be_alive();
+        self.workers.values().filter(gone).map(|worker| worker.hello.incarnation).collect()
+    }
+
+    /// Nobody is dialled who has left: an announcement stays known for a second after its goodbye.
+    pub(super) fn forget_left(&mut self) {
+        let (left, sources) = (self.left(), &self.sources);
+        let is_hint = |name: &String| sources.get(name).is_some_and(|state| state.hints);
+        let links = self.links.values_mut().map(|state| (&state.place, &mut state.named));
+        let echoes = self.echoes.iter_mut().map(|echo| (&echo.place, &mut echo.named));
+        for (place, named) in links.chain(echoes) {
+            if place.incarnation.is_some_and(|incarnation| left.contains(&incarnation)) {
+                named.retain(|name, _| !is_hint(name));
+            }
+        }
+    }
+
     /// Notes the source with the places that have a link or lead to a worker that is attached;
     /// returns the others. What is only heard may be a lie: it may not stand for a place that somebody
     /// else names, nor lead to a worker that is attached already.
     fn adopt(&mut self, source: &str, hints: bool, places: Vec<Place>) -> Vec<Place> {
         let links = self.links.iter().map(|(&id, state)| (state.place.addresses.clone(), id));
         let links: HashMap<Vec<String>, LinkId> = links.collect();
-        let taken = if hints { self.taken() } else { HashSet::new() };
+        let (taken, left) = match hints {
+            true => (self.taken(), self.left()),
+            false => (HashSet::new(), HashSet::new()),
+        };
         let mut unknown = Vec::new();
         for mut place in places {
+            if place.incarnation.is_some_and(|incarnation| left.contains(&incarnation)) {
+                continue;
+            }
             let link = links.get(&place.addresses).and_then(|id| self.links.get_mut(id));
             if let Some(state) = link {
                 state.named.insert(source.to_owned(), Standing::Current);

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use widemap_common::ids::{CoordinatorId, Epoch};
+use widemap_common::limits::HINTED_LINKS_MAX;
 use widemap_common::time::Timers;
 use widemap_proto::VERSION;
-use widemap_proto::session::CoordinatorHello;
 
 use super::*;
 use crate::places::Suggestion;
@@ -15,14 +14,7 @@ const FLAG: &str = "--worker";
 const MDNS: &str = "mDNS";
 
 fn fleet() -> Fleet {
-    let hello = CoordinatorHello {
-        version: VERSION,
-        build: "test".to_owned(),
-        coordinator: CoordinatorId(1),
-        epoch: Epoch(1),
-        linger_ms: 0,
-    };
-    let greeting = Greeting { hello, trust: Trust::default(), timers: Timers::default() };
+    let greeting = Greeting::of_visitor(Trust::default(), Timers::default());
     let (events, _) = mpsc::channel(1);
     Fleet::new(greeting, None, [FLAG, MDNS].map(str::to_owned), events)
 }
@@ -163,4 +155,77 @@ async fn other_places_of_a_worker_that_cannot_be_reached_are_tried() {
     fleet.answers("a:1", "a:1", 1);
     assert_eq!(fleet.dialled(), [["a:1"]]);
     assert_eq!(fleet.workers().count(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_has_left_is_dialled_no_more_though_it_is_still_announced() {
+    let mut fleet = fleet();
+    let both = [place(&["a:1"], Some(1)), place(&["b:1"], Some(2))];
+    fleet.told(MDNS, &both);
+    fleet.answers("a:1", "a:1", 1);
+    let (&link, _) =
+        fleet.links.iter().find(|(_, state)| state.place.shown() == "a:1").expect("it is dialled");
+    let worker = fleet.worker_of(link).expect("it is attached");
+    fleet.worker_mut(worker).expect("it is known").is_leaving = true;
+    let mut events = Vec::new();
+    fleet.cut(Time::ZERO, link, "it has ended".to_owned(), true, &mut events);
+    assert!(matches!(events[..], [Event::WorkerDead { proof: DeathProof::Drained, .. }]));
+    assert_eq!(fleet.dialled(), [["b:1"]]);
+    fleet.told(MDNS, &both);
+    assert_eq!(fleet.dialled(), [["b:1"]]);
+    // Its next life is another one, and whom a person names is dialled in any case.
+    fleet.told(MDNS, &[place(&["a:1"], Some(3))]);
+    assert_eq!(fleet.dialled(), [["a:1"]]);
+    fleet.told(FLAG, &[place(&["a:1"], None), place(&["c:1"], Some(1))]);
+    assert_eq!(fleet.dialled(), [["a:1"], ["c:1"]]);
+}
+
+#[tokio::test]
+async fn an_announced_place_that_hangs_up_makes_way_for_the_next() {
+    let mut fleet = fleet();
+    let names: Vec<_> = (0..=HINTED_LINKS_MAX).map(|number| format!("h{number}:1")).collect();
+    let places: Vec<_> = names.iter().map(|name| place(&[name.as_str()], None)).collect();
+    fleet.told(MDNS, &places);
+    let dialled = |fleet: &Fleet| -> BTreeSet<String> {
+        fleet.links.values().map(|state| state.place.shown().to_owned()).collect()
+    };
+    let before = dialled(&fleet);
+    assert_eq!(before.len(), HINTED_LINKS_MAX);
+    let (&link, state) = fleet.links.iter().next().expect("there are many");
+    let hung_up = state.place.shown().to_owned();
+    fleet.cut(Time::ZERO, link, "it hung up".to_owned(), false, &mut Vec::new());
+    let after = dialled(&fleet);
+    assert_eq!(after.len(), HINTED_LINKS_MAX);
+    assert!(!after.contains(&hung_up));
+    let next = names.iter().find(|&name| !before.contains(name)).expect("one has waited");
+    assert!(after.contains(next));
+    assert_eq!(fleet.untried(), 1);
+}
+
+/// Tasks end when they are polled, and are joined when the next one starts.
+async fn turns() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_tasks_of_links_are_joined_as_they_end() {
+    let mut fleet = fleet();
+    for number in 1..=5 {
+        fleet.told(FLAG, &[place(&[&format!("h{number}:1")], None)]);
+        assert_eq!(fleet.tasks.len(), 1);
+        // It is let go, and its task ends at its next turn.
+        fleet.told(FLAG, &[]);
+        turns().await;
+    }
+}
+
+#[tokio::test]
+#[should_panic(expected = "a bug in a link")]
+async fn a_panic_in_the_task_of_a_link_comes_out() {
+    let mut fleet = fleet();
+    fleet.tasks.spawn(async { panic!("a bug in a link") });
+    turns().await;
+    fleet.told(FLAG, &[place(&["a:1"], None)]);
 }
