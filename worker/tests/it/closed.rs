@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Link, WorkerProcess, shell, text};
+use crate::support::{Link, WorkerProcess, children, needs, shell, text};
 use widemap_common::spec::JobSpec;
 
 /// `nobody` on every system that has one of that number.
@@ -109,4 +109,65 @@ async fn a_job_has_no_part_in_the_terminal_and_the_session_of_the_worker() {
     assert_eq!(fields[2], pid, "a group of its own, which a cancel ends: {stat}");
     assert_eq!(fields[3], spawner, "the session of what starts it: {stat}");
     assert_eq!((fields[4], terminal), ("0", "closed"), "{stat}");
+}
+
+/// Starts something at a terminal of its own, whose session it leads; its standard output stays where
+/// it was. Ends with it.
+const AT_A_TERMINAL: &str = "
+import os, pty, sys
+output = os.dup(1)
+child, terminal = pty.fork()
+if child == 0:
+    os.dup2(output, 1)
+    os.execvp(sys.argv[1], sys.argv[1:])
+os.close(output)
+os.close(1)
+try:
+    while os.read(terminal, 4096):
+        pass
+except OSError:
+    pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+";
+
+/// Whether the terminal of its session can be opened by a process; its id, its group and its session.
+const LOOKS: &str = "if (exec < /dev/tty) 2> /dev/null; then echo terminal; else echo none; fi; \
+                     set -- $(sed 's/.*) //' /proc/$$/stat); echo $$ $3 $4";
+
+fn session_of(process: u32) -> u32 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    fields.split(' ').nth(3).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_job_has_a_session_of_its_own_and_not_the_terminal_of_the_worker() {
+    if !needs("a_job_has_a_session_of_its_own_and_not_the_terminal_of_the_worker", "python3") {
+        return;
+    }
+    let at_a_terminal = |words: &[&str]| {
+        let mut command = Command::new("python3");
+        command.args(["-c", AT_A_TERMINAL]).args(words);
+        command
+    };
+    // Whoever is started there can: otherwise this test would show nothing.
+    let seen = at_a_terminal(&["sh", "-c", LOOKS]).output().unwrap();
+    assert!(text(&seen.stdout).starts_with("terminal"), "{seen:?}");
+
+    let binary = env!("CARGO_BIN_EXE_widemap-worker");
+    let worker = WorkerProcess::start_in(&mut at_a_terminal(&[binary, "--slots", "1"]));
+    let mut link = worker.link().await;
+    link.open_job(shell(LOOKS)).await;
+    let (output, done) = link.run(1, b"1\n").await;
+    let told: Vec<_> = text(&output).lines().collect();
+    assert_eq!(told.len(), 2, "{told:?} {done:?}");
+    assert_eq!(told[0], "none");
+    // Python has started the worker, which leads the terminal's session, and that the spawner.
+    let [leader] = children(worker.pid())[..] else { panic!("Python starts one process") };
+    let [spawner] = children(leader)[..] else { panic!("a worker has one spawner") };
+    let mut numbers = told[1].split(' ').map(|number| number.parse::<u32>().unwrap());
+    let (process, group, session) =
+        (numbers.next().unwrap(), numbers.next().unwrap(), numbers.next().unwrap());
+    assert_eq!((session, group), (spawner, process));
+    assert_eq!(session_of(leader), leader);
 }

@@ -342,12 +342,20 @@ pub fn children(parent: u32) -> Vec<u32> {
 /// Whether the test may do what only root may. Where not, it says so and is skipped, except in CI,
 /// where `WIDEMAP_TEST_NO_SKIP` turns that into a failure.
 pub fn needs_root(test: &str) -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
+    rustix::process::geteuid().is_root() || unmet(test, "root")
+}
+
+/// Whether a program that a test needs is there; where not, as with [`needs_root`].
+pub fn needs(test: &str, program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
+    found || unmet(test, program)
+}
+
+fn unmet(test: &str, what: &str) -> bool {
     let must = std::env::var_os("WIDEMAP_TEST_NO_SKIP").is_some();
-    assert!(!must, "{test} needs root, and must not be skipped here");
-    println!("skipped: {test} needs root");
+    assert!(!must, "{test} needs {what}, and must not be skipped here");
+    println!("skipped: {test} needs {what}");
     false
 }
 
