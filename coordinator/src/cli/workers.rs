@@ -10,17 +10,16 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use widemap_cluster::Role;
 use widemap_cluster::config::Config;
-use widemap_common::ids::{CoordinatorId, Epoch, WorkerId};
+use widemap_common::ids::WorkerId;
 use widemap_common::limits::DRIVER_QUEUE;
 use widemap_common::time::Time;
-use widemap_proto::VERSION;
 use widemap_proto::jobs::{WorkerTold, WorkerTraits};
-use widemap_proto::session::{CoordinatorHello, LeftOut};
+use widemap_proto::session::LeftOut;
 
 use super::options::{ListFormat, WorkersArgs};
 use super::place::{self, Sources, Whereabouts};
 use super::{complain, coordinator};
-use crate::driver::{BUILD, Fleet, LinkStatus};
+use crate::driver::{Fleet, LinkStatus};
 use crate::error::MapError;
 use crate::places;
 use crate::session::{Greeting, LinkNews};
@@ -100,6 +99,7 @@ fn list(args: &WorkersArgs) -> Result<Vec<Row>, MapError> {
         let told = super::block_on(async { Ok(coordinator.workers().await?) })?;
         return Ok(told.into_iter().map(Row::from).collect());
     }
+    whereabouts.warn();
     if whereabouts.is_here_only() {
         say::line(
             "widemap: no place is named (--worker, --workers-file, --dns, --mdns, WIDEMAP_WORKERS, \
@@ -125,14 +125,7 @@ async fn ask(args: &WorkersArgs, sources: Sources) -> Vec<Row> {
     let Sources { sources, trust, .. } = sources;
     let names: Vec<_> = sources.iter().map(|source| source.name().to_owned()).collect();
     places::watch(sources, &mut watchers, &suggest);
-    let hello = CoordinatorHello {
-        version: VERSION,
-        build: BUILD.to_owned(),
-        coordinator: CoordinatorId(fastrand::u64(1..)),
-        epoch: Epoch(1),
-        linger_ms: 0,
-    };
-    let greeting = Greeting { hello, trust, timers: args.place.timers };
+    let greeting = Greeting::of_visitor(trust, args.place.timers);
     let mut fleet = Fleet::new(greeting, None, names, link_events);
     let mut round_trips: BTreeMap<WorkerId, Duration> = BTreeMap::new();
     let begun = Instant::now();

@@ -21,15 +21,11 @@ use widemap_cluster::ClusterId;
 use widemap_cluster::config::Config;
 use widemap_cluster::harden;
 use widemap_cluster::interfaces::{self, Interface};
-use widemap_common::ids::{CoordinatorId, Epoch};
 use widemap_common::time::Timers;
-use widemap_proto::VERSION;
-use widemap_proto::session::CoordinatorHello;
 
 use finding::{Check, Finding, Status};
 
 use crate::cli::{DoctorArgs, ListFormat, Sources, Whereabouts, complain, wanted};
-use crate::driver::BUILD;
 use crate::error::MapError;
 use crate::session::{Greeting, Trust};
 use crate::{exit, logging, say};
@@ -165,7 +161,7 @@ impl Host {
             Some(Err(finding)) => (Vec::new(), Trust::default(), Some(finding)),
             None => (Vec::new(), Trust::default(), None),
         };
-        let greeting = self.greeting(trust);
+        let greeting = Greeting::of_visitor(trust, self.timers);
         report.tell([port::check(&self.ours, self.cluster, greeting.clone()).await]);
         report.tell(unasked);
         let limit = Duration::from_millis(self.timers.connect_ms);
@@ -191,16 +187,5 @@ impl Host {
         }
         report.tell(multicast::of_host(&echoes, self.asks_mdns));
         report.tell(multicast::of_workers(&asked, &heard, &echoes, &self.ours));
-    }
-
-    fn greeting(&self, trust: Trust) -> Greeting {
-        let hello = CoordinatorHello {
-            version: VERSION,
-            build: BUILD.to_owned(),
-            coordinator: CoordinatorId(fastrand::u64(1..)),
-            epoch: Epoch(1),
-            linger_ms: 0,
-        };
-        Greeting { hello, trust, timers: self.timers }
     }
 }

@@ -1,5 +1,8 @@
 //! The task behind one address: connect, greet, carry, and after a cut connect again.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 use widemap_common::backoff;
-use widemap_common::ids::AttemptId;
+use widemap_common::ids::{AttemptId, CoordinatorId, Epoch};
 use widemap_common::limits::STREAM_QUEUE;
 use widemap_common::time::{Time, Timers};
 use widemap_proto::session::{CoordinatorHello, HeldAttempt, Order, Report, WorkerHello};
@@ -20,6 +23,7 @@ use widemap_proto::{VERSION, WireError};
 
 use super::dial::{Dial, DialError, Line, Trust, root_cause};
 use super::outbox::{Outbox, SendBounds, StreamId};
+use crate::driver::BUILD;
 
 /// How long the end of a stream waits for the worker to hear of it.
 pub(crate) const GOODBYE: Duration = Duration::from_millis(500);
@@ -93,6 +97,21 @@ pub(crate) struct Greeting {
     pub(crate) timers: Timers,
 }
 
+impl Greeting {
+    /// That of one who only looks: whoever it is, it is another one each time, and leaves nothing behind
+    /// that anybody would wait for.
+    pub(crate) fn of_visitor(trust: Trust, timers: Timers) -> Self {
+        let hello = CoordinatorHello {
+            version: VERSION,
+            build: BUILD.to_owned(),
+            coordinator: CoordinatorId(fastrand::u64(1..)),
+            epoch: Epoch(1),
+            linger_ms: 0,
+        };
+        Self { hello, trust, timers }
+    }
+}
+
 /// Starts the task of a link among `tasks`.
 pub(crate) fn spawn(
     tasks: &mut JoinSet<()>,
@@ -108,8 +127,10 @@ pub(crate) fn spawn(
     let runner = Runner { id, dial, hello, trust, timers, events, outbox, goodbye };
     tasks.spawn(async move {
         tokio::select! {
-            () = runner.run() => {}
+            // One that is stopped dials nobody any more.
+            biased;
             () = stop.cancelled() => {}
+            () = runner.run() => {}
         }
     });
     link

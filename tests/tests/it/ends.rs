@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use widemap_tests::{MapProcess, WorkerProcess, always_for, eventually, processes_with};
+use widemap_tests::{
+    MapProcess, WorkerProcess, always_for, eventually, processes_with, run_within,
+};
 
 use crate::support::{Log, counted, map, numbers, places};
 
@@ -62,4 +64,40 @@ fn a_map_that_was_stopped_goes_on() {
     let done = map.finish().exits(0);
     assert_eq!(done.text(), numbers(1..=60));
     assert_eq!((counted(&done, "lost"), log.runs()), (0, 60), "{}", done.stderr);
+}
+
+/// What a map still looks up when it is over is not waited for.
+#[test]
+fn a_lookup_that_hangs_does_not_hold_up_the_end_of_a_map() {
+    let directory = tempfile::tempdir().unwrap();
+    let hangs = directory.path().join("hosts");
+    // Whoever opens it to read waits for somebody who writes.
+    let made = std::process::Command::new("mkfifo").arg(&hangs).status().unwrap();
+    assert!(made.success());
+    let options = ["--local", "1", "--workers-file", hangs.to_str().unwrap()];
+    let done = run_within(Duration::from_secs(10), map(&[&options], &["echo"]), b"1\n").exits(0);
+    assert_eq!(done.text(), "1\n");
+}
+
+/// Each worker is a connection: a coordinator takes all descriptors that it may have.
+#[test]
+fn a_map_that_asks_workers_may_have_many_files_open() {
+    let limit = |name: &str, limits: &str| -> Vec<String> {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line[name.len().min(line.len())..].split_whitespace().map(str::to_owned).collect()
+    };
+    let open_files = |pid: u32| {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+        limit("Max open files", &limits)
+    };
+    let map = map(&[&["--worker", "127.0.0.1:1", "--wait-workers", "60s"]], &["echo"]);
+    let mut lowered = std::process::Command::new("sh");
+    lowered.args(["-c", "ulimit -S -n 200 && exec \"$0\" \"$@\""]);
+    lowered.arg(map.get_program()).args(map.get_args());
+    widemap_tests::without_configuration(&mut lowered);
+    let map = MapProcess::start(lowered, "1\n");
+    map.says("waiting for a worker");
+    let [soft, hard, ..] = &open_files(map.pid())[..] else { panic!("no limit is told") };
+    assert_eq!(soft, hard);
+    assert_ne!(soft, "200");
 }

@@ -27,6 +27,8 @@ pub(super) enum Mischief {
     Lengthens,
     /// Each of them is passed on twice.
     Doubles,
+    /// None; but the first stream is refused, as by a worker of another release.
+    RefusesOnce,
     /// None; but the answers to pings on the first stream are not passed on.
     Unanswering,
     /// None; but the first `streams` are ended as a server does that is about to go: no new calls,
@@ -86,6 +88,9 @@ impl Worker for Middleman {
         request: Request<Streaming<ToWorker>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let streams_before = self.witness.streams.fetch_add(1, Ordering::SeqCst);
+        if self.mischief == Mischief::RefusesOnce && streams_before == 0 {
+            return Err(Status::failed_precondition("another release"));
+        }
         let address = format!("{}:{PORT}", self.upstream);
         let connector = tower::service_fn(move |_: Uri| {
             let address = address.clone();

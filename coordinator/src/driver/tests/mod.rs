@@ -155,3 +155,12 @@ fn a_worker_that_talks_and_answers_no_ping_is_cut_off() {
     let (outcome, runs, _) = cluster.end();
     assert_eq!((outcome.counts.ok, outcome.counts.workers_lost, runs), (12, 0, 12));
 }
+
+#[test]
+fn a_place_that_refuses_is_looked_at_again() {
+    let mischief = Some(Mischief::RefusesOnce);
+    let mut cluster = Draft { mischief, ..Draft::gated(&["ann"], 4) }.start();
+    cluster.until("another stream", |witness| witness.streams.load(Ordering::SeqCst) == 2);
+    assert!(cluster.sim.elapsed() >= 10 * SECOND, "{:?}", cluster.sim.elapsed());
+    assert_eq!(cluster.end().0.counts.ok, 4);
+}
