@@ -84,6 +84,11 @@ impl Kept {
         self.store.epoch()
     }
 
+    /// The same for those who hand jobs in.
+    pub(crate) fn ledger(self: &Arc<Self>) -> Arc<dyn Ledger> {
+        Arc::new(KeptLedger(Arc::clone(self)))
+    }
+
     /// What writes.
     pub(crate) fn writer(&self) -> Arc<Writer> {
         Arc::clone(&self.writer)
@@ -159,7 +164,7 @@ impl Kept {
 }
 
 /// The journal, for those who hand jobs in.
-pub(crate) struct KeptLedger(pub(crate) Arc<Kept>);
+struct KeptLedger(Arc<Kept>);
 
 impl Ledger for KeptLedger {
     fn begin(

@@ -19,7 +19,7 @@ mod run;
 pub(crate) use collect::Collect;
 pub(crate) use desk::{Desk, DeskError, DeskLimits};
 pub(crate) use intake::Intake;
-pub(crate) use kept::{Kept, KeptLedger};
+pub(crate) use kept::Kept;
 pub(crate) use ledger::LedgerError;
 pub(crate) use registry::{JobEntry, Registry};
 pub(crate) use request::{Reply, Request, RequestError};

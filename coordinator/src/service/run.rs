@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use widemap_cluster::Identity;
 use widemap_common::time::Timers;
 
-use super::kept::{Kept, KeptLedger};
+use super::kept::Kept;
 use super::{Desk, DeskLimits, Registry};
 use crate::driver::{self, Pulse, ServiceMake};
 use crate::embedded::Spawner;
@@ -75,8 +75,7 @@ pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
     for remark in remarks {
         say::line(&format!("widemap: WARNING: {remark}"));
     }
-    let ledger = Arc::new(KeptLedger(Arc::clone(&kept)));
-    let (desk, requests) = Desk::new(Arc::clone(&registry), ledger, config.limits);
+    let (desk, requests) = Desk::new(Arc::clone(&registry), kept.ledger(), config.limits);
     let server = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(SERVER_THREADS)
         .thread_name("users")

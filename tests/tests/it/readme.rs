@@ -30,6 +30,11 @@ const SURVIVES: &[(&str, &str)] = &[
     ("the disk is full", "a_full_disk_under_waiting_results_only_slows_the_map"),
     ("Ctrl-C", "an_interrupt_ends_what_ignores_it_on_every_worker"),
     (
+        "a coordinator that serves is killed",
+        "a_coordinator_killed_at_any_step_goes_on_and_runs_nothing_again",
+    ),
+    ("the end of its log is torn", "a_flipped_bit_is_refused_and_its_file_and_place_are_named"),
+    (
         "`widemap map` itself is killed",
         "a_worker_ends_the_items_of_a_killed_coordinator_when_its_lease_is_over",
     ),
@@ -44,7 +49,7 @@ fn blocks() -> Vec<String> {
 /// The README names ports as a person would; a test takes free ones.
 fn with_free_ports(block: &str) -> String {
     let mut block = block.to_owned();
-    for port in 7001..=7003 {
+    for port in (7001..=7004).chain([7434]) {
         if block.contains(&port.to_string()) {
             let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             block = block.replace(&port.to_string(), &free.to_string());

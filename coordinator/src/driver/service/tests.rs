@@ -27,7 +27,7 @@ use super::{Observed, Pulse, ServiceMake, serve};
 use crate::error::MapError;
 use crate::journal::{Disk, Writer};
 use crate::places::Fixed;
-use crate::service::{Desk, DeskError, DeskLimits, Kept, KeptLedger, Registry};
+use crate::service::{Desk, DeskError, DeskLimits, Kept, Registry};
 use crate::session::Trust;
 
 /// A bound for what should take moments.
@@ -120,8 +120,8 @@ impl Life {
         let (kept, remarks) = Kept::open(medium, directory, writer, &registry).unwrap();
         assert_eq!(remarks, Vec::<String>::new());
         let kept = Arc::new(kept);
-        let ledger = Arc::new(KeptLedger(Arc::clone(&kept)));
-        let (desk, requests) = Desk::new(Arc::clone(&registry), ledger, DeskLimits::default());
+        let (desk, requests) =
+            Desk::new(Arc::clone(&registry), kept.ledger(), DeskLimits::default());
         let addresses = workers.iter().map(|host| host.address.clone()).collect();
         let make = ServiceMake {
             sources: vec![Box::new(Fixed { name: "test".to_owned(), addresses })],
