@@ -243,6 +243,12 @@ pub const HISTORY_RECENT_MAX: usize = 64;
 /// Jobs of a service that are open at a time: their input is being read, and they share the workers.
 pub const JOBS_OPEN_MAX: usize = 64;
 
+/// How long workers keep attempts and results for a coordinator that serves and is away, in milliseconds.
+pub const SERVICE_LEASE_MS: u64 = 300_000;
+
+/// Workers that are dead and whose names a coordinator that serves still knows.
+pub const DEAD_KEPT_MAX: usize = 1_024;
+
 /// A coordinator that starts again waits so long for its former workers before it gives out work, in
 /// milliseconds: what they hold need not run again.
 pub const RETURN_MS: u64 = 2_000;

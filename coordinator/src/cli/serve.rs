@@ -10,7 +10,8 @@ use widemap_cluster::config::Config;
 use widemap_cluster::mdns::{Announcer, Service};
 use widemap_cluster::record::Announcement;
 use widemap_common::ids::Incarnation;
-use widemap_common::limits::ANNOUNCED_NAME_BYTES_MAX;
+use widemap_common::limits::{ANNOUNCED_NAME_BYTES_MAX, SERVICE_LEASE_MS};
+use widemap_common::time::Timers;
 use widemap_proto::VERSION;
 
 use super::options::ServeArgs;
@@ -68,7 +69,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, MapError> {
         trust,
         local,
         slots_max,
-        timers: args.place.timers,
+        timers: lasting(args.place.timers),
         limits: DeskLimits {
             jobs_max: args.jobs_max,
             input_bytes_max: args.input_max,
@@ -81,6 +82,14 @@ fn config(args: ServeArgs) -> Result<ServeConfig, MapError> {
             tracing::debug!(bytes = commit.bytes, took = ?commit.took, "made durable");
         }),
     })
+}
+
+/// Workers wait longer for a coordinator that comes back than for a map, unless something else is said.
+fn lasting(timers: Timers) -> Timers {
+    match timers.lease_ms == Timers::default().lease_ms {
+        true => Timers { lease_ms: SERVICE_LEASE_MS, ..timers },
+        false => timers,
+    }
 }
 
 /// Where to listen: beyond this host only with a key, unless that is said.

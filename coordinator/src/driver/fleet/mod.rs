@@ -424,6 +424,18 @@ impl Fleet {
         self.workers.get(&worker).map_or("?", |entry| &entry.hello.name)
     }
 
+    /// Forgets the first of those workers that are dead, beyond so many.
+    pub(crate) fn forget_dead(&mut self, most: usize) {
+        let is_dead = |worker: &Worker| worker.state == WorkerState::Dead;
+        let dead = self.workers.values().filter(|worker| is_dead(worker)).count();
+        let mut over = dead.saturating_sub(most);
+        self.workers.retain(|_, worker| {
+            let goes = over > 0 && is_dead(worker);
+            over -= usize::from(goes);
+            !goes
+        });
+    }
+
     /// Leaves all links as they are, as if this process had been killed: workers keep what they have.
     pub(crate) async fn leave(&mut self) {
         self.tasks.shutdown().await;

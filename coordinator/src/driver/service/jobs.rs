@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use widemap_common::ids::JobId;
-use widemap_common::limits::JOBS_OPEN_MAX;
+use widemap_common::limits::{DEAD_KEPT_MAX, JOBS_OPEN_MAX};
 use widemap_common::time::Time;
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{Ended, Ending, How, JobCounts, JobState, JobStatus};
@@ -134,7 +134,7 @@ impl Service {
     }
 
     /// Ends jobs that no worker can run.
-    pub(super) fn end_unusable(&mut self) {
+    fn end_unusable(&mut self) {
         let fleet = &self.core.fleet;
         let answered = !fleet.places().any(|(_, _, status)| *status == LinkStatus::Dialling);
         if !answered || self.returning_until.is_some() {
@@ -186,6 +186,8 @@ impl Service {
     pub(super) fn publish(&mut self) {
         let jobs: Vec<_> = self.running.keys().copied().collect();
         jobs.into_iter().for_each(|job| self.publish_one(job));
+        self.end_unusable();
+        self.core.fleet.forget_dead(DEAD_KEPT_MAX);
         let observed = self.observe();
         self.pulse.observe(&observed);
     }

@@ -315,7 +315,6 @@ impl Service {
     /// What follows from what has become of jobs.
     fn conclude(&mut self, progressed: &Arc<Notify>) {
         loop {
-            self.end_unusable();
             let verdicts = std::mem::take(&mut self.core.verdicts);
             if verdicts.is_empty() {
                 break;
