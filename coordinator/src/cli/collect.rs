@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rustix::process::Signal as SignalNumber;
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tonic::Code;
 use widemap_common::ids::JobId;
 use widemap_common::limits::SUMMARY_FAILURES;
 use widemap_common::spec::JobSpec;
@@ -27,6 +28,9 @@ use crate::summary::{Counts, NamedFailure};
 /// How often progress is asked for.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long a cancellation may take after a second signal.
+const LAST_WORD: Duration = Duration::from_millis(300);
+
 /// Where results go.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
@@ -40,6 +44,8 @@ pub(super) struct Wanted {
     pub(super) quiet: bool,
     /// Show progress, if anybody sees it.
     pub(super) progress: bool,
+    /// What a command for the same coordinator must say besides.
+    pub(super) suffix: String,
 }
 
 /// Whose job it is.
@@ -60,6 +66,7 @@ pub(super) struct Outlets {
     failures: Vec<NamedFailure>,
     progress: Progress,
     quiet: bool,
+    suffix: String,
 }
 
 /// The signals that end a program.
@@ -69,14 +76,21 @@ pub(super) struct Signals {
     hang_up: Signal,
 }
 
+/// What came of collecting a job.
+pub(super) struct Done {
+    pub(super) outcome: Outcome,
+    /// How long the job took; not known of one that has not ended, as its counts are not.
+    pub(super) took: Option<Duration>,
+}
+
 /// How collecting ended.
 enum End {
     /// With the job.
     Job(Box<Job>),
     /// Nobody reads the output any more.
     ReaderGone,
-    /// By a signal.
-    Signal(SignalNumber),
+    /// By a signal, which the job may have ended by.
+    Signal(SignalNumber, Option<Box<Job>>),
     /// By what went wrong.
     Error(MapError),
 }
@@ -111,14 +125,21 @@ impl Outlets {
         };
         let delivery = Some(Delivery::new(target, receipt.is_some(), failures));
         let progress = Progress::new(wanted.progress, output.is_none());
-        let (failures, quiet) = (Vec::new(), wanted.quiet);
-        Ok(Self { output, receipt, failures_file, delivery, failures, progress, quiet })
+        Ok(Self {
+            output,
+            receipt,
+            failures_file,
+            delivery,
+            failures: Vec::new(),
+            progress,
+            quiet: wanted.quiet,
+            suffix: wanted.suffix,
+        })
     }
 
     /// Ends before there is a job.
     pub(super) fn give_up(self, signal: SignalNumber) -> Outcome {
-        let (outcome, _) = self.close(End::Signal(signal), None, None);
-        outcome
+        self.close(End::Signal(signal, None), None, None).outcome
     }
 
     /// Writes where that keeps nobody else: a slow reader is waited for as long as it takes, and the
@@ -155,20 +176,17 @@ impl Outlets {
     }
 
     /// Puts everything in its place, and says what came of it.
-    fn close(
-        mut self,
-        end: End,
-        job: Option<JobId>,
-        elapsed: Option<Duration>,
-    ) -> (Outcome, Duration) {
+    fn close(mut self, end: End, job: Option<JobId>, elapsed: Option<Duration>) -> Done {
         self.progress.clear();
         let (ending, ended, mut error) = match end {
             End::Job(job) => (Ending::Complete, Some(job), None),
             End::ReaderGone => (Ending::ReaderGone, None, None),
-            End::Signal(signal) => (Ending::Signal(signal.as_raw()), None, None),
+            End::Signal(signal, job) => (Ending::Signal(signal.as_raw()), job, None),
             End::Error(error) => (Ending::Complete, None, Some(error)),
         };
-        if let Some(ended) = &ended {
+        if let Some(ended) = &ended
+            && ending == Ending::Complete
+        {
             error = error.or_else(|| failed(ended));
         }
         let counts = ended.as_deref().map_or_else(Counts::default, counts);
@@ -180,11 +198,18 @@ impl Outlets {
                 None
             }
         };
-        let elapsed = elapsed.or_else(|| ended.as_deref().map(ran)).unwrap_or_default();
-        let is_whole = error.is_none() && ended.is_some();
-        let placed = self.place(is_whole, &counts, report.as_ref(), elapsed);
+        let took = ended.as_deref().map(|ended| elapsed.unwrap_or_else(|| ran(ended)));
+        let is_whole = error.is_none() && ended.is_some() && ending == Ending::Complete;
+        let placed = self.place(is_whole, &counts, report.as_ref(), took.unwrap_or_default());
+        let left = match (job, ending, &error) {
+            (None, ..) => Some("stopped: no job was handed in".to_owned()),
+            (_, Ending::ReaderGone, _) => None,
+            (_, _, Some(error)) if is_refused(error) => None,
+            _ if is_whole => None,
+            (Some(job), ..) => Some(self.left(job, ended.as_deref())),
+        };
         let advice = match placed {
-            Ok(partial) => self.advice(ending, job, partial, ended.is_some()),
+            Ok(partial) => advice(partial, left),
             Err(failed) => {
                 error.get_or_insert(failed);
                 None
@@ -199,7 +224,7 @@ impl Outlets {
             advice,
             error,
         };
-        (outcome, elapsed)
+        Done { outcome, took }
     }
 
     /// The output in its place if it is whole, with its receipt; else where what there is was kept.
@@ -208,7 +233,7 @@ impl Outlets {
         is_whole: bool,
         counts: &Counts,
         report: Option<&SinkReport>,
-        elapsed: Duration,
+        took: Duration,
     ) -> Result<Option<PathBuf>, MapError> {
         let partial = match self.output.take() {
             Some(output) if is_whole => output.commit().map(|()| None)?,
@@ -224,31 +249,28 @@ impl Outlets {
                 failed: counts.failed,
                 not_run: counts.read.saturating_sub(counts.ok + counts.failed),
             };
-            let json = data::receipt_json(&spec, items, report, elapsed.as_secs_f64());
+            let json = data::receipt_json(&spec, items, report, took.as_secs_f64());
             receipt.write_whole(json.as_bytes()).map_err(MapError::Receipt)?;
         }
         Ok(partial)
     }
 
-    /// How to go on, where the job has not ended or not all of the output was written.
-    fn advice(
-        &self,
-        ending: Ending,
-        job: Option<JobId>,
-        partial: Option<PathBuf>,
-        has_ended: bool,
-    ) -> Option<String> {
-        let kept = partial.map(|path| format!("what there is was kept as {}", quoted(&path)));
-        let rest = match (ending, job) {
-            (_, None) => Some("stopped: no job was handed in".to_owned()),
-            (Ending::ReaderGone, _) => None,
-            (_, Some(_)) if has_ended => None,
-            (_, Some(job)) => Some(format!("to collect {job}: widemap results {job}")),
-        };
-        match (kept, rest) {
-            (Some(kept), Some(rest)) => Some(format!("{kept}; {rest}")),
-            (kept, rest) => kept.or(rest),
+    /// Where the rest of the results is.
+    fn left(&self, job: JobId, ended: Option<&Job>) -> String {
+        let again = format!("widemap results {job}{}", self.suffix);
+        match ended {
+            None => format!("{job} goes on; to collect it: {again}"),
+            Some(_) => format!("what was done of {job}: {again}"),
         }
+    }
+}
+
+/// How to go on.
+fn advice(partial: Option<PathBuf>, left: Option<String>) -> Option<String> {
+    let kept = partial.map(|path| format!("what there is was kept as {}", quoted(&path)));
+    match (kept, left) {
+        (Some(kept), Some(left)) => Some(format!("{kept}; {left}")),
+        (kept, left) => kept.or(left),
     }
 }
 
@@ -291,7 +313,7 @@ pub(super) async fn collect(
     owner: Owner,
     signals: &mut Signals,
     elapsed: Option<&(dyn Fn() -> Duration + Sync)>,
-) -> (Outcome, Duration) {
+) -> Done {
     let end = run(coordinator, job, &mut outlets, owner, signals).await;
     outlets.close(end, Some(job), elapsed.map(|elapsed| elapsed()))
 }
@@ -313,17 +335,15 @@ async fn run(
             collected = collector.next() => collected,
             signal = signals.next() => {
                 if signal == SignalNumber::HUP || owner == Owner::Results || given_up.is_some() {
-                    return End::Signal(given_up.unwrap_or(signal));
+                    return End::Signal(given_up.unwrap_or(signal), None);
                 }
                 outlets.say("stopping: what is done is kept; once more ends at once");
                 given_up = Some(signal);
-                tokio::select! {
-                    cancelled = coordinator.cancel(job) => if let Some(error) = not_cancelled(cancelled) {
-                        return End::Error(error);
-                    },
-                    _ = signals.next() => return End::Signal(signal),
+                match give_up(coordinator, job, signals).await {
+                    Ok(true) => continue,
+                    Ok(false) => return End::Signal(signal, None),
+                    Err(error) => return End::Error(error.into()),
                 }
-                continue;
             }
             _ = ask.tick(), if asks => {
                 // What is not known is not shown.
@@ -350,7 +370,7 @@ async fn run(
             Ok(Collected::Ended(ended)) => {
                 return match given_up {
                     // What was done before it heard of it may have been all.
-                    Some(signal) if is_cancelled(&ended) => End::Signal(signal),
+                    Some(signal) if is_cancelled(&ended) => End::Signal(signal, Some(ended)),
                     _ => End::Job(ended),
                 };
             }
@@ -370,12 +390,29 @@ async fn run(
     }
 }
 
-/// Why a job goes on that was to be given up; one that has ended meanwhile does not.
-fn not_cancelled(cancelled: Result<Job, JobsError>) -> Option<MapError> {
+/// Cancels a job. False if nobody waits for that any more.
+async fn give_up(
+    coordinator: &Coordinator,
+    job: JobId,
+    signals: &mut Signals,
+) -> Result<bool, JobsError> {
+    let mut cancelling = std::pin::pin!(coordinator.cancel(job));
+    let (cancelled, waits) = tokio::select! {
+        cancelled = &mut cancelling => (Some(cancelled), true),
+        // Two signals are often one that was sent to several: then the job is not left to run.
+        _ = signals.next() => (tokio::time::timeout(LAST_WORD, cancelling).await.ok(), false),
+    };
     match cancelled {
-        Ok(_) | Err(JobsError::Refused { code: tonic::Code::FailedPrecondition, .. }) => None,
-        Err(error) => Some(error.into()),
+        // It may have ended meanwhile.
+        Some(Err(JobsError::Refused { code: Code::FailedPrecondition, .. })) => Ok(waits),
+        Some(Err(error)) => Err(error),
+        Some(Ok(_)) | None => Ok(waits),
     }
+}
+
+/// Whether the coordinator has no such results.
+fn is_refused(error: &MapError) -> bool {
+    matches!(error, MapError::Jobs(JobsError::Refused { .. }))
 }
 
 fn is_cancelled(job: &Job) -> bool {

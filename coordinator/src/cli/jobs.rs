@@ -9,7 +9,7 @@ use widemap_cluster::config::Config;
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{AttemptTold, Explanation, How, Job, JobName, Prune, Pruned};
 
-use super::collect::{self, Outlets, Owner, Signals, Wanted};
+use super::collect::{self, Done, Outlets, Owner, Signals, Wanted};
 use super::options::{
     ExplainArgs, JobsArgs, JobsCommand, ListFormat, PruneArgs, ResultsArgs, StatusArgs, TouchArgs,
     UserArgs,
@@ -55,6 +55,7 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
             receipt: None,
             quiet,
             progress: !quiet && !args.no_progress,
+            suffix: args.user.coordinator.suffix(),
         };
         let outlets = Outlets::create(wanted)?;
         super::block_on(async {
@@ -65,8 +66,8 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
         })
     });
     match collected {
-        Ok((outcome, elapsed)) => {
-            map::say(&outcome, quiet, None, elapsed);
+        Ok(Done { outcome, took }) => {
+            map::say(&outcome, quiet, None, took);
             ExitCode::from(map::status(&outcome))
         }
         Err(error) => refused(&error),

@@ -10,7 +10,7 @@ use widemap_cluster::config::Config;
 use widemap_proto::jobs::{Blocks, JobName, Submission};
 use widemap_sched::event::JobPolicy;
 
-use super::collect::{Outlets, Owner, Signals, Wanted, collect};
+use super::collect::{Done, Outlets, Owner, Signals, Wanted, collect};
 use super::options::{JobArgs, MapArgs};
 use super::place::{self, Sources, Whereabouts};
 use super::settings::Settings;
@@ -43,23 +43,26 @@ pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<Vec<OsString>>) 
     let quiet = args.quiet;
     let rerun = if args.job.pipe { None } else { Some(rerun::command(words, &args.job.command)) };
     let begun = Instant::now();
-    let outcome = errand(args, lists).and_then(|errand| match errand {
-        Errand::Own(plan, spawner) => driver::run(*plan, spawner),
+    let done = errand(args, lists).and_then(|errand| match errand {
+        Errand::Own(plan, spawner) => {
+            driver::run(*plan, spawner).map(|outcome| Done { outcome, took: Some(begun.elapsed()) })
+        }
         Errand::Theirs(theirs) => super::block_on(by_coordinator(*theirs, begun)),
     });
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
+    let Done { outcome, took } = match done {
+        Ok(done) => done,
         Err(error) => {
             complain(&error, error.hint());
             return ExitCode::from(error.status());
         }
     };
-    say(&outcome, quiet, rerun.as_deref(), begun.elapsed());
+    say(&outcome, quiet, rerun.as_deref(), took);
     ExitCode::from(status(&outcome))
 }
 
-/// The last words on a map, or on a job that was collected.
-pub(super) fn say(outcome: &Outcome, quiet: bool, rerun: Option<&str>, elapsed: Duration) {
+/// The last words on a map, or on a job that was collected. It is summed up if it has ended, and took so
+/// long.
+pub(super) fn say(outcome: &Outcome, quiet: bool, rerun: Option<&str>, took: Option<Duration>) {
     let hushed = quiet && outcome.counts.failed == 0;
     if let Some(error) = &outcome.error {
         complain(error, error.hint());
@@ -70,6 +73,7 @@ pub(super) fn say(outcome: &Outcome, quiet: bool, rerun: Option<&str>, elapsed: 
     if hushed || matches!(outcome.ending, Ending::ReaderGone) {
         return;
     }
+    let Some(elapsed) = took else { return };
     let file = outcome.failures_file.as_deref();
     let rerun =
         file.and_then(|file| Some(rerun?.replacen(rerun::FAILURES, &rerun::quoted(file), 1)));
@@ -196,11 +200,12 @@ fn wanted_results(args: MapArgs, submission: &Submission) -> Wanted {
         receipt: args.receipt.map(|path| (path, submission.spec.clone())),
         quiet: args.quiet,
         progress: !args.quiet && !args.no_progress,
+        suffix: args.coordinator.suffix(),
     }
 }
 
 /// Submits a map and collects its results.
-async fn by_coordinator(theirs: Theirs, begun: Instant) -> Result<Outcome, MapError> {
+async fn by_coordinator(theirs: Theirs, begun: Instant) -> Result<Done, MapError> {
     let Theirs { coordinator, mut submission, source, wanted } = theirs;
     let quiet = wanted.quiet;
     let mut signals = Signals::new()?;
@@ -211,7 +216,7 @@ async fn by_coordinator(theirs: Theirs, begun: Instant) -> Result<Outcome, MapEr
         submitted = coordinator.submit(submission, source) => submitted.map_err(MapError::from)?,
         signal = signals.next() => {
             withdraw(&coordinator, own_key, &mut signals).await;
-            return Ok(outlets.give_up(signal));
+            return Ok(Done { outcome: outlets.give_up(signal), took: None });
         }
     };
     let job = submitted.job.id;
@@ -220,9 +225,7 @@ async fn by_coordinator(theirs: Theirs, begun: Instant) -> Result<Outcome, MapEr
         say::line(&format!("widemap: {job} of coordinator {}{again}", coordinator.name()));
     }
     let elapsed = || begun.elapsed();
-    let (outcome, _) =
-        collect(&coordinator, job, outlets, Owner::Map, &mut signals, Some(&elapsed)).await;
-    Ok(outcome)
+    Ok(collect(&coordinator, job, outlets, Owner::Map, &mut signals, Some(&elapsed)).await)
 }
 
 /// Gives up a job that may have been made in the moment in which it was not wanted any more.

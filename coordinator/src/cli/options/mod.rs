@@ -114,6 +114,14 @@ pub(crate) struct CoordinatorArgs {
     pub(crate) coordinator: Option<String>,
 }
 
+impl CoordinatorArgs {
+    /// What a command for the same coordinator must say besides.
+    pub(super) fn suffix(&self) -> String {
+        let named = self.coordinator.as_ref();
+        named.map_or_else(String::new, |address| format!(" --coordinator {address}"))
+    }
+}
+
 /// Where workers are, and whom this side trusts.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct PlaceArgs {
