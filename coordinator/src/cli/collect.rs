@@ -1,52 +1,28 @@
 //! Brings a job's results to where they are wanted: for `widemap results`, and for a map that a
 //! coordinator runs.
 
-use std::io;
-use std::path::PathBuf;
+mod outlets;
+
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use rustix::process::Signal as SignalNumber;
-use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::Code;
 use widemap_common::ids::JobId;
-use widemap_common::limits::SUMMARY_FAILURES;
-use widemap_common::spec::JobSpec;
 use widemap_proto::jobs::{How, Job, JobName};
 
-use super::rerun::quoted;
+pub(super) use outlets::{Done, Outlets, Wanted};
+use outlets::{End, Written};
+
 use crate::client::{Collected, Coordinator, JobsError};
-use crate::data::{self, Delivery, FailuresFile, ItemCounts, OutputFile, SinkReport, SinkTarget};
-use crate::driver::{Ending, Outcome};
 use crate::error::MapError;
 use crate::progress::{Progress, Shown};
-use crate::summary::{Counts, NamedFailure};
 
 /// How often progress is asked for.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a cancellation may take after a second signal.
 const LAST_WORD: Duration = Duration::from_millis(300);
-
-/// Where results go.
-#[derive(Debug, Default)]
-pub(super) struct Wanted {
-    /// A file, or standard output.
-    pub(super) output: Option<PathBuf>,
-    /// Where failures go; else to a file of their own, if there are any.
-    pub(super) failures: Option<PathBuf>,
-    /// Where the receipt goes, and what is run.
-    pub(super) receipt: Option<(PathBuf, JobSpec)>,
-    /// Say nothing but errors.
-    pub(super) quiet: bool,
-    /// Show progress, if anybody sees it.
-    pub(super) progress: bool,
-    /// What a command for the same coordinator must say besides.
-    pub(super) suffix: String,
-}
 
 /// Whose job it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,227 +33,11 @@ pub(super) enum Owner {
     Results,
 }
 
-/// What is written to, made before anything runs.
-pub(super) struct Outlets {
-    output: Option<OutputFile>,
-    receipt: Option<(OutputFile, JobSpec)>,
-    failures_file: PathBuf,
-    delivery: Option<Delivery>,
-    failures: Vec<NamedFailure>,
-    progress: Progress,
-    quiet: bool,
-    suffix: String,
-}
-
 /// The signals that end a program.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
-}
-
-/// What came of collecting a job.
-pub(super) struct Done {
-    pub(super) outcome: Outcome,
-    /// How long the job took; not known of one that has not ended, as its counts are not.
-    pub(super) took: Option<Duration>,
-}
-
-/// How collecting ended.
-enum End {
-    /// With the job.
-    Job(Box<Job>),
-    /// Nobody reads the output any more.
-    ReaderGone,
-    /// By a signal, which the job may have ended by.
-    Signal(SignalNumber, Option<Box<Job>>),
-    /// By what went wrong.
-    Error(MapError),
-}
-
-/// A line of the failures file, as far as people are told of it.
-#[derive(Deserialize)]
-struct Failure {
-    seq: u64,
-    items: Option<u64>,
-    item: Option<String>,
-    item_base64: Option<String>,
-    error: Option<String>,
-}
-
-impl Outlets {
-    /// Makes them: what cannot be written is found out now.
-    ///
-    /// # Errors
-    /// What cannot be written.
-    pub(super) fn create(wanted: Wanted) -> Result<Self, MapError> {
-        let output = wanted.output.as_deref().map(OutputFile::create).transpose()?;
-        let receipt = wanted.receipt.map(|(path, spec)| Ok((OutputFile::create(&path)?, spec)));
-        let receipt = receipt.transpose().map_err(MapError::Receipt)?;
-        let failures_file = wanted.failures.clone().unwrap_or_else(FailuresFile::usual_path);
-        let failures = match wanted.failures.is_some() {
-            true => FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?,
-            false => FailuresFile::at_first_failure(failures_file.clone()),
-        };
-        let target = match &output {
-            Some(output) => SinkTarget::output_file(output)?,
-            None => SinkTarget::stdout()?,
-        };
-        let delivery = Some(Delivery::new(target, receipt.is_some(), failures));
-        let progress = Progress::new(wanted.progress, output.is_none());
-        Ok(Self {
-            output,
-            receipt,
-            failures_file,
-            delivery,
-            failures: Vec::new(),
-            progress,
-            quiet: wanted.quiet,
-            suffix: wanted.suffix,
-        })
-    }
-
-    /// Ends before there is a job.
-    pub(super) fn give_up(self, signal: SignalNumber) -> Outcome {
-        self.close(End::Signal(signal, None), None, None).outcome
-    }
-
-    /// Writes where that keeps nobody else: a slow reader is waited for as long as it takes, and the
-    /// connection lives on meanwhile.
-    async fn write(&mut self, collected: Written) -> Result<(), MapError> {
-        let Some(mut delivery) = self.delivery.take() else { return Ok(()) };
-        let writing = tokio::task::spawn_blocking(move || {
-            let written = match collected {
-                Written::Output(data) => delivery.output(&data),
-                Written::Failures(records) => {
-                    records.iter().try_for_each(|record| delivery.failure(record))
-                }
-            };
-            (delivery, written)
-        });
-        let (delivery, written) = match writing.await {
-            Ok(done) => done,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(error) => return Err(MapError::Start(io::Error::other(error))),
-        };
-        self.delivery = Some(delivery);
-        Ok(written?)
-    }
-
-    fn note(&mut self, records: &[Bytes]) {
-        let missing = SUMMARY_FAILURES.saturating_sub(self.failures.len());
-        self.failures.extend(records.iter().take(missing).filter_map(|record| named(record)));
-    }
-
-    fn say(&self, text: &str) {
-        if !self.quiet {
-            self.progress.say(&format!("widemap: {text}"));
-        }
-    }
-
-    /// Puts everything in its place, and says what came of it.
-    fn close(mut self, end: End, job: Option<JobId>, elapsed: Option<Duration>) -> Done {
-        self.progress.clear();
-        let (ending, ended, mut error) = match end {
-            End::Job(job) => (Ending::Complete, Some(job), None),
-            End::ReaderGone => (Ending::ReaderGone, None, None),
-            End::Signal(signal, job) => (Ending::Signal(signal.as_raw()), job, None),
-            End::Error(error) => (Ending::Complete, None, Some(error)),
-        };
-        if let Some(ended) = &ended
-            && ending == Ending::Complete
-        {
-            error = error.or_else(|| failed(ended));
-        }
-        let counts = ended.as_deref().map_or_else(Counts::default, counts);
-        let report = self.delivery.take().map(Delivery::finish);
-        let report = match report.transpose() {
-            Ok(report) => report,
-            Err(sink) => {
-                error.get_or_insert(sink.into());
-                None
-            }
-        };
-        let took = ended.as_deref().map(|ended| elapsed.unwrap_or_else(|| ran(ended)));
-        let is_whole = error.is_none() && ended.is_some() && ending == Ending::Complete;
-        let placed = self.place(is_whole, &counts, report.as_ref(), took.unwrap_or_default());
-        let left = match (job, ending, &error) {
-            (None, ..) => Some("stopped: no job was handed in".to_owned()),
-            (_, Ending::ReaderGone, _) => None,
-            (_, _, Some(error)) if is_refused(error) => None,
-            _ if is_whole => None,
-            (Some(job), ..) => Some(self.left(job, ended.as_deref())),
-        };
-        let advice = match placed {
-            Ok(partial) => advice(partial, left),
-            Err(failed) => {
-                error.get_or_insert(failed);
-                None
-            }
-        };
-        let kept = report.is_some_and(|report| report.failures_kept && report.failures > 0);
-        let outcome = Outcome {
-            ending,
-            failures_file: kept.then_some(self.failures_file),
-            failures: self.failures,
-            counts,
-            advice,
-            error,
-        };
-        Done { outcome, took }
-    }
-
-    /// The output in its place if it is whole, with its receipt; else where what there is was kept.
-    fn place(
-        &mut self,
-        is_whole: bool,
-        counts: &Counts,
-        report: Option<&SinkReport>,
-        took: Duration,
-    ) -> Result<Option<PathBuf>, MapError> {
-        let partial = match self.output.take() {
-            Some(output) if is_whole => output.commit().map(|()| None)?,
-            Some(output) => output.keep_partial()?,
-            None => None,
-        };
-        if let (Some((receipt, spec)), Some(report)) = (self.receipt.take(), report)
-            && is_whole
-        {
-            let items = ItemCounts {
-                read: counts.read,
-                ok: counts.ok,
-                failed: counts.failed,
-                not_run: counts.read.saturating_sub(counts.ok + counts.failed),
-            };
-            let json = data::receipt_json(&spec, items, report, took.as_secs_f64());
-            receipt.write_whole(json.as_bytes()).map_err(MapError::Receipt)?;
-        }
-        Ok(partial)
-    }
-
-    /// Where the rest of the results is.
-    fn left(&self, job: JobId, ended: Option<&Job>) -> String {
-        let again = format!("widemap results {job}{}", self.suffix);
-        match ended {
-            None => format!("{job} goes on; to collect it: {again}"),
-            Some(_) => format!("what was done of {job}: {again}"),
-        }
-    }
-}
-
-/// How to go on.
-fn advice(partial: Option<PathBuf>, left: Option<String>) -> Option<String> {
-    let kept = partial.map(|path| format!("what there is was kept as {}", quoted(&path)));
-    match (kept, left) {
-        (Some(kept), Some(left)) => Some(format!("{kept}; {left}")),
-        (kept, left) => kept.or(left),
-    }
-}
-
-/// What is written at once.
-enum Written {
-    Output(Bytes),
-    Failures(Vec<Bytes>),
 }
 
 impl Signals {
@@ -314,7 +74,11 @@ pub(super) async fn collect(
     signals: &mut Signals,
     elapsed: Option<&(dyn Fn() -> Duration + Sync)>,
 ) -> Done {
-    let end = run(coordinator, job, &mut outlets, owner, signals).await;
+    let progress = outlets.progress();
+    let end = tokio::select! {
+        end = run(coordinator, job, &mut outlets, owner, signals) => end,
+        never = draw(coordinator, job, &progress) => never,
+    };
     outlets.close(end, Some(job), elapsed.map(|elapsed| elapsed()))
 }
 
@@ -327,12 +91,21 @@ async fn run(
 ) -> End {
     let mut collector = coordinator.collect(job);
     let mut given_up = None;
-    let mut ask = tokio::time::interval(ASK_INTERVAL);
-    ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let asks = outlets.progress.is_shown();
     loop {
         let collected = tokio::select! {
-            collected = collector.next() => collected,
+            // One thing at a time is written, however slowly it is read.
+            collected = collector.next(), if !outlets.is_writing() => collected,
+            written = outlets.written(), if outlets.is_writing() => match written {
+                Ok(()) => continue,
+                Err(MapError::Output(error)) if error.is_closed() => {
+                    if owner == Owner::Map {
+                        // It goes on without a reader, where it cannot be told.
+                        let _ = coordinator.cancel(job).await;
+                    }
+                    return End::ReaderGone;
+                }
+                Err(error) => return End::Error(error),
+            },
             signal = signals.next() => {
                 if signal == SignalNumber::HUP || owner == Owner::Results || given_up.is_some() {
                     return End::Signal(given_up.unwrap_or(signal), None);
@@ -345,27 +118,13 @@ async fn run(
                     Err(error) => return End::Error(error.into()),
                 }
             }
-            _ = ask.tick(), if asks => {
-                // What is not known is not shown.
-                if let Ok(job) = coordinator.status(JobName::Id(job)).await {
-                    outlets.progress.draw(shown(&job));
-                }
-                continue;
-            }
         };
-        let written = match collected {
-            Ok(Collected::Output(data)) => outlets.write(Written::Output(data)).await,
-            Ok(Collected::Failures(records)) => {
-                outlets.note(&records);
-                outlets.write(Written::Failures(records)).await
-            }
-            Ok(Collected::Lost(why)) => {
-                outlets.say(&format!("{why}; trying again"));
-                Ok(())
-            }
+        match collected {
+            Ok(Collected::Output(data)) => outlets.write(Written::Output(data)),
+            Ok(Collected::Failures(records)) => outlets.write(Written::Failures(records)),
+            Ok(Collected::Lost(why)) => outlets.say(&format!("{why}; trying again")),
             Ok(Collected::Back) => {
                 outlets.say(&format!("the coordinator {} is back", coordinator.name()));
-                Ok(())
             }
             Ok(Collected::Ended(ended)) => {
                 return match given_up {
@@ -375,19 +134,20 @@ async fn run(
                 };
             }
             Err(error) => return End::Error(error.into()),
-        };
-        match written {
-            Ok(()) => {}
-            Err(MapError::Output(error)) if error.is_closed() => {
-                if owner == Owner::Map {
-                    // It goes on without a reader, where it cannot be told.
-                    let _ = coordinator.cancel(job).await;
-                }
-                return End::ReaderGone;
-            }
-            Err(error) => return End::Error(error),
         }
     }
+}
+
+/// Shows how far the job is for as long as it is collected, if anybody sees it.
+async fn draw<T>(coordinator: &Coordinator, job: JobId, progress: &Progress) -> T {
+    while progress.is_shown() {
+        // What is not known is not shown.
+        if let Ok(job) = coordinator.status(JobName::Id(job)).await {
+            progress.draw(shown(&job));
+        }
+        tokio::time::sleep(ASK_INTERVAL).await;
+    }
+    std::future::pending().await
 }
 
 /// Cancels a job. False if nobody waits for that any more.
@@ -410,45 +170,8 @@ async fn give_up(
     }
 }
 
-/// Whether the coordinator has no such results.
-fn is_refused(error: &MapError) -> bool {
-    matches!(error, MapError::Jobs(JobsError::Refused { .. }))
-}
-
 fn is_cancelled(job: &Job) -> bool {
     job.status.ending().is_some_and(|ending| ending.how == How::Cancelled)
-}
-
-/// What the end of a job means to whoever waits for it, if not that all of it was run.
-fn failed(job: &Job) -> Option<MapError> {
-    let id = job.id;
-    match &job.status.ending()?.how {
-        How::Complete => None,
-        How::Cancelled => Some(MapError::Cancelled(id)),
-        How::Unusable(why) => Some(MapError::JobUnusable { job: id, why: why.clone() }),
-        How::Failed(why) => Some(MapError::JobFailed { job: id, why: why.clone() }),
-    }
-}
-
-fn counts(job: &Job) -> Counts {
-    let counts = &job.status.counts;
-    Counts {
-        read: counts.read,
-        ok: counts.ok,
-        failed: counts.failed,
-        retried: counts.retried,
-        workers: usize::try_from(counts.workers).unwrap_or(usize::MAX),
-        workers_lost: counts.workers_lost,
-        speculative_wins: counts.speculative_wins,
-        ..Counts::default()
-    }
-}
-
-/// From when it ran first to its end.
-fn ran(job: &Job) -> Duration {
-    let ended_ms = job.status.ending().map_or(0, |ending| ending.ended_ms);
-    let began_ms = job.status.started_ms.unwrap_or(job.created_ms);
-    Duration::from_millis(ended_ms.saturating_sub(began_ms))
 }
 
 fn shown(job: &Job) -> Shown {
@@ -459,51 +182,5 @@ fn shown(job: &Job) -> Shown {
         failed: counts.failed,
         retried: counts.retried,
         workers: usize::try_from(counts.workers).unwrap_or(usize::MAX),
-    }
-}
-
-/// A failure as the summary names it.
-fn named(record: &[u8]) -> Option<NamedFailure> {
-    let failure: Failure = serde_json::from_slice(record).ok()?;
-    let bytes = match (failure.item, failure.item_base64) {
-        (Some(item), _) => Some(item.into_bytes()),
-        (None, Some(text)) => STANDARD.decode(text).ok(),
-        (None, None) => None,
-    };
-    let item = match (failure.items, bytes) {
-        (Some(items), _) => {
-            format!("block of items {} to {}", failure.seq, failure.seq + items - 1)
-        }
-        (None, Some(item)) => format!("item {} `{}`", failure.seq, data::item_shown(&item)),
-        (None, None) => format!("item {}", failure.seq),
-    };
-    let message = data::line_shown(&failure.error.unwrap_or_default());
-    Some(NamedFailure { item, message })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_are_named_as_a_map_of_ones_own_does() {
-        let named =
-            |record: &str| named(record.as_bytes()).map(|named| (named.item, named.message));
-        let told = |item: &str, message: &str| Some((item.to_owned(), message.to_owned()));
-        assert_eq!(
-            named(
-                r#"{"seq":3,"item":"a\rb","status":"error","error":"exited with status 1\nmore"}"#
-            ),
-            told("item 3 `a\\rb`", "exited with status 1")
-        );
-        assert_eq!(
-            named(r#"{"seq":4,"item_base64":"/w==","error":"x"}"#),
-            told("item 4 `\u{fffd}`", "x")
-        );
-        assert_eq!(
-            named(r#"{"seq":11,"items":10,"error":"x"}"#),
-            told("block of items 11 to 20", "x")
-        );
-        assert_eq!(named("not JSON"), None);
     }
 }
