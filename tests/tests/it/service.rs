@@ -114,7 +114,11 @@ fn a_job_is_handed_in_and_collected_tomorrow() {
     );
     let status = service.ask(&["status", &job, "--format", "json"]).exits(0);
     let status: serde_json::Value = serde_json::from_str(status.text()).unwrap();
-    assert_eq!((&status["state"], &status["ok"]), (&"complete".into(), &5.into()), "{status}");
+    assert_eq!(
+        (&status["state"], &status["items"]["ok"]),
+        (&"complete".into(), &5.into()),
+        "{status}"
+    );
     let checked =
         run(widemap(&["journal", "check", service.data().to_str().unwrap()]), b"").exits(0);
     assert!(checked.text().contains("sound, 5 items are final"), "{}", checked.text());
