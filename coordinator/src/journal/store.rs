@@ -98,7 +98,7 @@ impl Store {
             }
             let Some(id) = name.parse().ok().map(JobId) else { continue };
             next_job = next_job.max(id.0 + 1);
-            kept.push(read_job(&medium, id, path, &is_ordered)?);
+            kept.push(read_job(&medium, id, &path, &is_ordered)?);
         }
         kept.sort_by_key(|job: &KeptJob| job.id);
         let store = Self {
@@ -307,12 +307,12 @@ fn parse_life(text: &str) -> Option<(CoordinatorId, Epoch, u32)> {
 fn read_job(
     medium: &Arc<dyn Medium>,
     id: JobId,
-    directory: PathBuf,
+    directory: &Path,
     is_ordered: &impl Fn(&JobHeader) -> bool,
 ) -> Result<KeptJob, JournalError> {
-    let header = read_header(&**medium, &directory)?;
+    let header = read_header(&**medium, directory)?;
     let is_ordered = is_ordered(&header);
-    let shelf = Arc::new(Shelf::new(Arc::clone(medium), directory.clone(), is_ordered));
+    let shelf = Arc::new(Shelf::new(Arc::clone(medium), directory.to_owned(), is_ordered));
     let path = directory.join(FACTS);
     let facts = medium.open(&path).map_err(|e| JournalError::io("open", &path, e))?;
     let log = facts.read_all().map_err(|e| JournalError::io("read", &path, e))?;
@@ -335,7 +335,7 @@ fn read_job(
         Err(error) => return Err(JournalError::io("open", &input, error)),
     };
     // What a former life wrote behind its last fact is in nobody's way.
-    let names = medium.list(&directory).map_err(|e| JournalError::io("list", &directory, e))?;
+    let names = medium.list(directory).map_err(|e| JournalError::io("list", directory, e))?;
     let numbers = names.iter().filter_map(|name| name.strip_prefix("payload-")?.parse().ok());
     let next_segment = numbers.max().map_or(1, |last: u32| last + 1);
     let files = JobFiles {

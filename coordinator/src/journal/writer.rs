@@ -346,6 +346,7 @@ impl Shared {
 }
 
 /// A piece that is being gathered.
+#[derive(Clone, Copy)]
 struct Piece {
     first: u64,
     items: u32,

@@ -30,6 +30,9 @@ const SERVER_THREADS: usize = 2;
 /// How long users may take to be done once the service ends.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Is told where users are served; what comes back lives as long as the service.
+pub(crate) type Begun = Box<dyn FnOnce(SocketAddr) -> Result<Box<dyn Send>, MapError>>;
+
 /// What a service is told.
 pub(crate) struct ServeConfig {
     /// Where users are served.
@@ -55,7 +58,7 @@ pub(crate) struct ServeConfig {
     /// Who must know how it goes.
     pub(crate) pulse: Box<dyn Pulse>,
     /// What is done once users are served: it is told where. What comes back lives as long as the service.
-    pub(crate) begun: Box<dyn FnOnce(SocketAddr) -> Result<Box<dyn Send>, MapError>>,
+    pub(crate) begun: Begun,
     /// What each commit of the journal cost.
     pub(crate) meter: Box<dyn Fn(crate::journal::Commit) + Send + Sync>,
 }
@@ -109,12 +112,11 @@ pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
         .map_err(MapError::Start)?;
     let begun = (config.begun)(address)?;
     say::result(&format!("listening on {address}"));
-    let (served, signal) = driver.block_on(async {
-        let signals = tokio::spawn(until_told(stop.clone()));
-        let served = driver::serve(make, stop.clone()).await;
-        stop.cancel();
-        signals.abort();
-        (served, signals.await)
+    let served = driver.block_on(async {
+        tokio::select! {
+            served = driver::serve(make, stop.clone()) => Ok(served),
+            told = until_told(stop.clone()) => Err(told),
+        }
     });
     // Users hear that this life is over, and come back to the next one.
     left.cancel();
@@ -122,27 +124,24 @@ pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
     server.shutdown_background();
     driver.shutdown_background();
     drop(begun);
-    served?;
-    match ended {
-        Ok(Ok(Err(error))) => return Err(MapError::Api(error.to_string())),
-        Ok(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        _ => {}
+    match served {
+        Ok(served) => served?,
+        Err(told) => return told.map_err(MapError::Start),
     }
-    match signal {
-        Ok(Err(error)) => Err(MapError::Start(error)),
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+    match ended {
+        Ok(Ok(Err(error))) => Err(MapError::Api(error.to_string())),
+        Ok(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         _ => Ok(exit::OK),
     }
 }
 
-/// Waits for a signal to end. A second one ends the process at once.
-async fn until_told(stop: CancellationToken) -> std::io::Result<()> {
+/// Waits for a signal to end, and for a second one, which ends the process at once with this status.
+async fn until_told(stop: CancellationToken) -> std::io::Result<u8> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let told = tokio::select! {
         _ = interrupt.recv() => SignalNumber::INT,
         _ = terminate.recv() => SignalNumber::TERM,
-        () = stop.cancelled() => return Ok(()),
     };
     say::line(
         "widemap: ending: workers keep what they run for the next start; once more ends at once",
@@ -150,8 +149,7 @@ async fn until_told(stop: CancellationToken) -> std::io::Result<()> {
     tracing::info!(signal = told.as_raw(), "ending");
     stop.cancel();
     tokio::select! {
-        _ = interrupt.recv() => std::process::exit(128 + SignalNumber::INT.as_raw()),
-        _ = terminate.recv() => std::process::exit(128 + SignalNumber::TERM.as_raw()),
-        () = std::future::pending() => Ok(()),
+        _ = interrupt.recv() => Ok(exit::by_signal(SignalNumber::INT.as_raw())),
+        _ = terminate.recv() => Ok(exit::by_signal(SignalNumber::TERM.as_raw())),
     }
 }

@@ -11,6 +11,7 @@ pub(super) struct Direct {
 }
 
 /// What may wait for an earlier result.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Store {
     pub(super) memory_bytes_max: u64,
     pub(super) spill_bytes_max: u64,

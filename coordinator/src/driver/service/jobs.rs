@@ -102,7 +102,7 @@ impl Service {
     }
 
     /// A job cannot go on.
-    pub(super) fn fail(&mut self, id: JobId, error: MapError) {
+    pub(super) fn fail(&mut self, id: JobId, error: &MapError) {
         tracing::error!(job = %id, "{error}");
         self.give_up(id, How::Failed(error.to_string()));
     }

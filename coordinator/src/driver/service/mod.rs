@@ -322,7 +322,7 @@ impl Service {
             for verdict in verdicts {
                 match verdict {
                     Verdict::Ended(job) => self.end(job),
-                    Verdict::Failed(job, error) => self.fail(job, error),
+                    Verdict::Failed(job, error) => self.fail(job, &error),
                 }
             }
         }

@@ -1,6 +1,8 @@
 //! A service in this process, with its own journal on a real disk, and a worker that outlives it: real gRPC
 //! over loopback. A life that is killed is dropped where it stands.
 
+#![allow(clippy::disallowed_methods, reason = "each handle is kept, and ends with its test")]
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
