@@ -60,14 +60,14 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "K=V", help_heading = WHERE, value_parser = parse_label)]
     pub(crate) require: Vec<(String, String)>,
 
-    /// Send N items at a time [default: as many as take 20 ms]
+    /// Send N items at a time [default: as many as take --chunk-target]
     #[arg(long, value_name = "N", help_heading = HOW)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::CHUNK_ITEMS_MAX)))]
     pub(crate) chunk: Option<u32>,
 
     /// What one sending should take
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = parse_duration)]
-    #[arg(help_heading = HOW, hide_short_help = true)]
+    #[arg(help_heading = HOW)]
     pub(crate) chunk_target: Duration,
 
     /// More runs of an item that failed

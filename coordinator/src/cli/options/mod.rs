@@ -108,7 +108,7 @@ pub(crate) struct MapArgs {
 /// A coordinator that is to do it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CoordinatorArgs {
-    /// A coordinator that serves (widemap serve), in place of workers [env: WIDEMAP_COORDINATOR]
+    /// A coordinator that runs it [env: WIDEMAP_COORDINATOR]
     #[arg(long, value_name = "HOST[:7434]", help_heading = WHERE)]
     #[arg(value_parser = places::parse_coordinator)]
     pub(crate) coordinator: Option<String>,
