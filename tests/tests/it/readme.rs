@@ -134,20 +134,32 @@ fn several_hosts_are_a_cluster_in_four_commands() {
 }
 
 #[test]
-fn the_first_command_works_from_a_checkout() {
+fn the_commands_that_build_work_from_a_checkout() {
     // A release build takes minutes: in CI it is made anyway.
-    if std::env::var_os("WIDEMAP_TEST_NO_SKIP").is_none() || !needs("the first command", "cargo") {
-        println!("skipped: the first command of the README is run in CI");
+    let test = "the commands that build";
+    if std::env::var_os("WIDEMAP_TEST_NO_SKIP").is_none() || !needs(test, "cargo") {
+        println!("skipped: the commands of the README that build are run in CI");
         return;
     }
+    let in_checkout = |script: &str| {
+        let mut shell = Command::new("bash");
+        shell.args(["-euo", "pipefail", "-c", script]).current_dir(ROOT);
+        // A release build from nothing takes minutes.
+        run_within(std::time::Duration::from_secs(20 * 60), shell, b"").exits(0)
+    };
     let blocks = blocks();
-    let block = blocks.iter().find(|block| block.contains("cargo run")).unwrap();
-    let mut shell = Command::new("bash");
-    shell.args(["-euo", "pipefail", "-c", block]).current_dir(ROOT);
-    // A release build from nothing takes minutes.
-    let bound = std::time::Duration::from_secs(20 * 60);
-    let done = run_within(bound, shell, b"").exits(0);
+    let block = |words: &str| blocks.iter().find(|block| block.contains(words)).unwrap();
+    let done = in_checkout(block("cargo run"));
     assert_eq!(done.text(), "item 1\nitem 2\nitem 3\nitem 4\nitem 5\n");
+    let found = format!("{}command -v widemap widemap-worker", block("cargo build"));
+    let done = in_checkout(&found);
+    let release = |name: &str| {
+        format!("{}/target/release/{name}", Path::new(ROOT).canonicalize().unwrap().display())
+    };
+    assert_eq!(
+        done.text().lines().collect::<Vec<_>>(),
+        [release("widemap"), release("widemap-worker")]
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::server::Host;
 /// Where the methods of gRPC's health service are.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
-/// Puts [`RoleCheck`] around a service.
+/// Puts the check around a service.
 #[derive(Clone, Copy, Debug)]
 pub struct RoleLayer {
     required: bool,

@@ -17,7 +17,7 @@ use widemap_cluster::Role;
 
 use crate::peer::Peer;
 
-/// Puts [`Trace`] around a service.
+/// Puts the telling around a service.
 #[derive(Clone, Copy, Debug)]
 pub struct TraceLayer;
 
