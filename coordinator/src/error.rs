@@ -7,6 +7,7 @@ use tonic::Code;
 use widemap_common::ids::JobId;
 
 use crate::client::{JobsError, SubmitError};
+use crate::data::InputError;
 use crate::exit;
 
 /// What two sides have to have in common, and do not.
@@ -35,6 +36,20 @@ pub(crate) enum MapError {
     /// The journal cannot be opened, or not be written any more.
     #[error(transparent)]
     Journal(#[from] crate::journal::JournalError),
+    /// There is a journal, and nobody said to go on with it.
+    #[error("there is a map in the journal {}", .0.display())]
+    JournalThere(PathBuf),
+    /// The journal is not one of a map.
+    #[error("{} is the journal of a coordinator that serves, not of a map", .0.display())]
+    JournalOfService(PathBuf),
+    /// The journal is of another map.
+    #[error("the map in the journal {} is another one\n{}", directory.display(), changes.join("\n"))]
+    NotTheMap {
+        /// The journal.
+        directory: PathBuf,
+        /// What differs, a line each.
+        changes: Vec<String>,
+    },
     /// Users beyond this host would be served without a key.
     #[error("{0} is reached from other hosts, and without a key whoever reaches it runs commands")]
     NotLoopback(std::net::SocketAddr),
@@ -228,6 +243,14 @@ impl MapError {
             Self::NobodyToAsk => {
                 "name workers (--worker HOST, --workers-file, --dns), or run on this machine with --local N"
             }
+            Self::JournalThere(_) => "go on with it (--resume), or name another directory",
+            Self::JournalOfService(_) => "name another directory",
+            Self::NotTheMap { .. } => {
+                "run the command that it was begun with, or begin anew in another directory"
+            }
+            Self::Input(InputError::Changed { .. }) => {
+                "give it the input that it was begun with, or begin anew in another directory"
+            }
             Self::NotLoopback(_) => {
                 "make a key (widemap key new) and copy it to every host, listen on 127.0.0.1, or add \
                  --insecure if everybody on the network is trusted"
@@ -272,6 +295,9 @@ impl MapError {
             | Self::FailuresFile(_)
             | Self::Listen { .. }
             | Self::NotLoopback(_)
+            | Self::JournalThere(_)
+            | Self::JournalOfService(_)
+            | Self::NotTheMap { .. }
             | Self::Alone { .. }
             | Self::OnlyWithCoordinator(_)
             | Self::NotWithCoordinator { .. }

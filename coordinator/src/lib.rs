@@ -28,6 +28,12 @@ pub mod session_for_tests {
     pub use crate::session::{Outbox, PaceBounds, Recalled, SendBounds, StreamId};
 }
 
+/// The reader of the journal's log, for its fuzz target.
+#[doc(hidden)]
+pub mod journal_for_tests {
+    pub use crate::journal::fuzz::{facts_of, good_log};
+}
+
 use std::process::ExitCode;
 
 /// The whole program: reads the command line, does what it says, returns the exit status.

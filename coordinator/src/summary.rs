@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
 use widemap_common::limits::SUMMARY_FAILURES;
+
+use crate::data;
 
 /// What a map did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,6 +39,37 @@ pub(crate) struct NamedFailure {
     pub(crate) item: String,
     /// What happened.
     pub(crate) message: String,
+}
+
+/// A line of the failures file, as far as people are told of it.
+#[derive(Deserialize)]
+struct Failure {
+    seq: u64,
+    items: Option<u64>,
+    item: Option<String>,
+    item_base64: Option<String>,
+    error: Option<String>,
+}
+
+impl NamedFailure {
+    /// A line of the failures file, as the summary names it.
+    pub(crate) fn of_record(record: &[u8]) -> Option<Self> {
+        let failure: Failure = serde_json::from_slice(record).ok()?;
+        let bytes = match (failure.item, failure.item_base64) {
+            (Some(item), _) => Some(item.into_bytes()),
+            (None, Some(text)) => STANDARD.decode(text).ok(),
+            (None, None) => None,
+        };
+        let item = match (failure.items, bytes) {
+            (Some(items), _) => {
+                format!("block of items {} to {}", failure.seq, failure.seq + items - 1)
+            }
+            (None, Some(item)) => format!("item {} `{}`", failure.seq, data::item_shown(&item)),
+            (None, None) => format!("item {}", failure.seq),
+        };
+        let message = data::line_shown(&failure.error.unwrap_or_default());
+        Some(Self { item, message })
+    }
 }
 
 /// The lines of the summary; the last one sums up.
@@ -101,6 +137,29 @@ pub(crate) fn plural(count: u64, thing: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_are_named_as_a_map_of_ones_own_does() {
+        let named = |record: &str| {
+            NamedFailure::of_record(record.as_bytes()).map(|named| (named.item, named.message))
+        };
+        let told = |item: &str, message: &str| Some((item.to_owned(), message.to_owned()));
+        assert_eq!(
+            named(
+                r#"{"seq":3,"item":"a\rb","status":"error","error":"exited with status 1\nmore"}"#
+            ),
+            told("item 3 `a\\rb`", "exited with status 1")
+        );
+        assert_eq!(
+            named(r#"{"seq":4,"item_base64":"/w==","error":"x"}"#),
+            told("item 4 `\u{fffd}`", "x")
+        );
+        assert_eq!(
+            named(r#"{"seq":11,"items":10,"error":"x"}"#),
+            told("block of items 11 to 20", "x")
+        );
+        assert_eq!(named("not JSON"), None);
+    }
 
     #[test]
     fn the_last_line_sums_up_and_failures_are_named_before_it() {

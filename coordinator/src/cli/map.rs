@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::{complain, coordinator, job, rerun};
 use crate::client::{self, Coordinator};
 use crate::data::{BlockRule, Source};
-use crate::driver::{self, Ending, Outcome, Plan, Results};
+use crate::driver::{self, Ending, JournalPlan, Outcome, Plan, Results};
 use crate::embedded::Spawner;
 use crate::error::MapError;
 use crate::{exit, logging, say, summary};
@@ -123,6 +123,11 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
     // The key is read after the spawner was forked: it is in no process that runs items.
     let Sources { sources, trust, exposed } = whereabouts.open()?;
     warn_of(&exposed);
+    let journal = args.journal.map(|directory| JournalPlan {
+        directory,
+        resume: args.resume,
+        submission: submission.clone(),
+    });
     let plan = Plan {
         policy: policy(&submission),
         blocks: match submission.blocks {
@@ -152,6 +157,7 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         reorder_bytes_max: args.reorder_bytes_max,
         spill_bytes_max: args.spill_bytes_max,
         inflight_bytes_max: args.inflight_bytes_max,
+        journal,
     };
     Ok(Errand::Own(Box::new(plan), spawner))
 }
@@ -174,6 +180,9 @@ fn policy(submission: &Submission) -> JobPolicy {
 /// What was said of workers, which the coordinator has.
 fn fits_a_coordinator(args: &MapArgs) -> Result<(), MapError> {
     let refused = |flag, why| Err(MapError::NotWithCoordinator { flag, why });
+    if args.journal.is_some() {
+        return refused("--journal", "it keeps one of every job");
+    }
     match (args.jobs, args.wait_workers) {
         (Some(_), _) => refused("--jobs", "it decides itself how much of a worker it uses"),
         (_, Some(_)) => refused("--wait-workers", "a job waits for workers until it is cancelled"),

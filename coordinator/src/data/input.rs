@@ -15,6 +15,7 @@ use widemap_common::limits::{CHUNK_ITEMS_MAX, ITEM_BYTES_MAX, PIPE_BYTES, READ_B
 
 use super::block::{Block, BlockRule, Bounds, Splitter, fit};
 use super::excluded::Excluded;
+use super::prefix::{Prefix, Trail};
 use super::reader::{Reader, Reading};
 
 /// Where items come from.
@@ -72,6 +73,14 @@ pub enum InputError {
         offset: u64,
         /// The limit.
         bytes_max: usize,
+    },
+    /// A map goes on, and its input is not the one that it began with.
+    #[error("{name} has changed since the map was begun: {how}")]
+    Changed {
+        /// What is read.
+        name: String,
+        /// How, with the bytes.
+        how: String,
     },
     /// Items with their lengths before them, of which the last is not whole.
     #[error("item {item} is cut short: the input ends within it")]
@@ -147,6 +156,9 @@ pub struct Input {
     arrived_bytes: u64,
     expected_bytes: Option<u64>,
     end: Option<Result<(), InputError>>,
+    /// How much was read, if that is followed, and whether it is known to be what it was.
+    prefix: Option<Prefix>,
+    is_checked: bool,
     reader: Option<Reader>,
     file: Option<InputFile>,
 }
@@ -180,6 +192,31 @@ impl Input {
         rule: BlockRule,
         notify: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self, InputError> {
+        Self::open_with(source, framing, rule, None, notify)
+    }
+
+    /// The same, following how much was read: [`Input::prefix`]. It must begin with what a former life has
+    /// read, of which nothing is cut before it is known to be the same.
+    ///
+    /// # Errors
+    /// As [`Input::open`]; that it has changed is told as what ended it, and at once.
+    pub fn open_again(
+        source: Source,
+        framing: Framing,
+        rule: BlockRule,
+        before: Vec<Prefix>,
+        notify: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, InputError> {
+        Self::open_with(source, framing, rule, Some(before), notify)
+    }
+
+    fn open_with(
+        source: Source,
+        framing: Framing,
+        rule: BlockRule,
+        before: Option<Vec<Prefix>>,
+        notify: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, InputError> {
         let mut input = Self {
             framing,
             rule,
@@ -193,13 +230,22 @@ impl Input {
             arrived_bytes: 0,
             expected_bytes: None,
             end: None,
+            prefix: None,
+            is_checked: false,
             reader: None,
             file: None,
         };
+        let trail = |name: &str| before.map(|before| Trail::new(name.to_owned(), before));
         let splitter = Splitter::new(framing, rule, ITEM_BYTES_MAX);
         let (file, name) = match source {
             Source::Items(items) => {
-                input.arrive(split_list(&items, framing, splitter)?);
+                let mut blocks = split_list(&items, framing, splitter)?;
+                if let Some(mut trail) = trail("the list of items") {
+                    blocks = trail.pass(blocks)?;
+                    blocks.append(&mut trail.end()?);
+                    (input.prefix, input.is_checked) = (Some(trail.prefix()), true);
+                }
+                input.arrive(blocks);
                 input.end = Some(Ok(()));
                 notify();
                 return Ok(input);
@@ -213,7 +259,8 @@ impl Input {
                 }
             }
         };
-        input.start(file, &name, splitter, Box::new(notify))?;
+        let trail = trail(&name);
+        input.start(file, &name, splitter, trail, Box::new(notify))?;
         Ok(input)
     }
 
@@ -222,6 +269,7 @@ impl Input {
         mut file: File,
         name: &str,
         splitter: Splitter,
+        trail: Option<Trail>,
         notify: super::reader::Notify,
     ) -> Result<(), InputError> {
         let failed = |source| InputError::Start { name: name.to_owned(), source };
@@ -239,7 +287,8 @@ impl Input {
         } else {
             widen_pipe(&file);
         }
-        let reading = Reading { file, name: name.to_owned(), is_regular: metadata.is_file() };
+        let (name, is_regular) = (name.to_owned(), metadata.is_file());
+        let reading = Reading { file, name, is_regular, trail };
         self.reader = Some(Reader::start(reading, splitter, notify).map_err(failed)?);
         Ok(())
     }
@@ -252,6 +301,7 @@ impl Input {
         if arrived.end.is_some() {
             self.end = arrived.end;
         }
+        (self.prefix, self.is_checked) = (arrived.prefix, arrived.is_checked);
         self.arrive(arrived.blocks);
         changed
     }
@@ -322,6 +372,26 @@ impl Input {
         let complete = self.gathered.items == wanted
             || (self.gathered.items > 0 && self.end.is_some() && self.ready.is_empty());
         complete.then(|| self.take_gathered())
+    }
+
+    /// How much was read so far, if that is followed: all that was cut is among it.
+    #[must_use]
+    pub fn prefix(&self) -> Option<Prefix> {
+        self.prefix
+    }
+
+    /// Whether all that a former life has read is known to be the same.
+    #[must_use]
+    pub fn is_checked(&self) -> bool {
+        self.is_checked
+    }
+
+    /// That the input has changed, told once, and at once.
+    pub fn take_change(&mut self) -> Option<InputError> {
+        match &self.end {
+            Some(Err(InputError::Changed { .. })) => self.end.replace(Ok(()))?.err(),
+            _ => None,
+        }
     }
 
     /// Why the input could not be read to its end: told once every item before is cut.

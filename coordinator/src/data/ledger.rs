@@ -16,6 +16,7 @@ use widemap_common::limits::{REORDER_BYTES_MAX, SPILL_BATCH_BYTES, SPILL_BYTES_M
 use super::format::{self, Format, ResultShape, Shape};
 use super::merge::MergeLevel;
 use super::piece::Piece;
+use super::prefix::Prefix;
 use super::report::{FailureRecord, Results};
 use super::spill::{Spill, SpillError};
 use super::staging::{StageError, Staging};
@@ -125,6 +126,11 @@ impl Ledger {
         if let Some(attempt) = told_by {
             self.tickets.insert(attempt, ticket);
         }
+    }
+
+    /// So much of the input was read.
+    pub(crate) fn note_input(&self, prefix: Prefix) {
+        self.config.writer.append(self.config.job, Entry::Input(prefix));
     }
 
     /// Forgets what is staged of an attempt. When what was accepted of it is durable, if anything was.

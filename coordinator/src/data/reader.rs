@@ -14,6 +14,7 @@ use widemap_common::limits::READ_AHEAD_BLOCKS;
 
 use super::block::{Block, Splitter};
 use super::input::InputError;
+use super::prefix::{Prefix, Trail};
 
 /// Called from the thread whenever a block was queued, and at the end.
 pub(super) type Notify = Box<dyn Fn() + Send + Sync>;
@@ -31,6 +32,10 @@ pub(super) struct Arrived {
     pub(super) blocks: VecDeque<Block>,
     /// How the input ended, told once, after its last block.
     pub(super) end: Option<Result<(), InputError>>,
+    /// How much was read so far, if that is followed; what was taken is among it.
+    pub(super) prefix: Option<Prefix>,
+    /// Whether what was read before is known to be the same.
+    pub(super) is_checked: bool,
 }
 
 /// How a file is read.
@@ -40,6 +45,8 @@ pub(super) struct Reading {
     pub(super) name: String,
     /// A regular file is never waited for; anything else is delivered as it arrives.
     pub(super) is_regular: bool,
+    /// Follows what is read, if somebody wants to know.
+    pub(super) trail: Option<Trail>,
 }
 
 struct Shared {
@@ -53,6 +60,8 @@ struct State {
     queue: VecDeque<Block>,
     /// Blocks that are queued, or taken and not cut up yet: these are what is bounded.
     outstanding: usize,
+    prefix: Option<Prefix>,
+    is_checked: bool,
     end: Option<Result<(), InputError>>,
     /// The thread has said its last, or panicked.
     is_over: bool,
@@ -71,10 +80,13 @@ impl Reader {
         let thread = std::thread::Builder::new().name("input".into()).spawn(move || {
             // Whatever ends the thread, a panic too, the driver hears of it.
             let _over = OverAtEnd(&for_thread);
-            let mut splitter = splitter;
-            let end = read_all(&reading, &mut splitter, &for_thread, &wake_read);
+            let (mut splitter, mut reading) = (splitter, reading);
+            let end = read_all(&mut reading, &mut splitter, &for_thread, &wake_read);
             if end.is_err() {
-                for_thread.push(splitter.finish_broken());
+                let rest = splitter.finish_broken();
+                // Of what has changed nothing is used; why it is refused is known.
+                let rest = reading.follow(rest, &for_thread).unwrap_or_default();
+                for_thread.push(rest);
             }
             for_thread.lock().end = end.transpose();
         })?;
@@ -83,17 +95,17 @@ impl Reader {
 
     /// Takes what has arrived.
     pub(super) fn take(&mut self) -> Arrived {
-        let (blocks, end, is_over) = {
-            let mut state = self.shared.lock();
-            (std::mem::take(&mut state.queue), state.end.take(), state.is_over)
-        };
+        let mut state = self.shared.lock();
+        let (blocks, end) = (std::mem::take(&mut state.queue), state.end.take());
+        let (prefix, is_checked, is_over) = (state.prefix, state.is_checked, state.is_over);
+        drop(state);
         if is_over
             && let Some(thread) = self.thread.take()
             && let Err(panic) = thread.join()
         {
             std::panic::resume_unwind(panic);
         }
-        Arrived { blocks, end }
+        Arrived { blocks, end, prefix, is_checked }
     }
 
     /// A block was cut up: another may be read.
@@ -120,6 +132,12 @@ impl Drop for Reader {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is queued next is part of this.
+    fn tell(&self, trail: &Trail) {
+        let mut state = self.lock();
+        (state.prefix, state.is_checked) = (Some(trail.prefix()), trail.is_checked());
     }
 
     fn has_room(&self) -> bool {
@@ -155,9 +173,27 @@ impl Drop for OverAtEnd<'_> {
     }
 }
 
+impl Reading {
+    /// Follows blocks that were read; gives back those that may be used.
+    fn follow(&mut self, blocks: Vec<Block>, shared: &Shared) -> Result<Vec<Block>, InputError> {
+        let Some(trail) = &mut self.trail else { return Ok(blocks) };
+        let blocks = trail.pass(blocks)?;
+        shared.tell(trail);
+        Ok(blocks)
+    }
+
+    /// The same at the end of the input.
+    fn end(&mut self, shared: &Shared) -> Result<Vec<Block>, InputError> {
+        let Some(trail) = &mut self.trail else { return Ok(Vec::new()) };
+        let blocks = trail.end()?;
+        shared.tell(trail);
+        Ok(blocks)
+    }
+}
+
 /// Reads to the end. `None` if the reader was closed before.
 fn read_all(
-    reading: &Reading,
+    reading: &mut Reading,
     splitter: &mut Splitter,
     shared: &Shared,
     wake: &OwnedFd,
@@ -180,11 +216,16 @@ fn read_all(
         let gather = !splitter.is_full()
             && !splitter.is_block_wise()
             && (reading.is_regular || (!shared.has_room() && is_readable(&reading.file)));
-        if !gather && !shared.push(splitter.take_blocks()?) {
-            return Ok(None);
+        if !gather {
+            let blocks = reading.follow(splitter.take_blocks()?, shared)?;
+            if !shared.push(blocks) {
+                return Ok(None);
+            }
         }
     }
-    Ok(shared.push(splitter.finish()?).then_some(()))
+    let mut blocks = reading.follow(splitter.finish()?, shared)?;
+    blocks.append(&mut reading.end(shared)?);
+    Ok(shared.push(blocks).then_some(()))
 }
 
 /// Waits until the file can be read. False if the reader was closed.

@@ -1,6 +1,7 @@
 //! A job as the driver keeps it: its input, what is held of it, its results on their way, and what must
 //! be said of it at the end.
 
+mod deliverer;
 mod direct;
 mod ending;
 mod history;
@@ -22,14 +23,17 @@ use widemap_proto::session::{Done, HeldAttempt, Part};
 use widemap_sched::event::{Failure, InputLevel, JobPolicy};
 
 use super::core::Attempt;
+use super::journaled::Journaled;
+use super::one_shot::THE_JOB;
 use super::plan::Plan;
 use crate::data::{
-    self, BlockRule, FailureRecord, HeldInput, Input, Ledger, LedgerConfig, MergeLevel, Rendering,
-    Report, ResultShape, Shape,
+    self, BlockRule, FailureRecord, HeldInput, Input, Ledger, LedgerConfig, MergeLevel, Prefix,
+    Rendering, Report, ResultShape, Shape,
 };
 use crate::error::MapError;
 use crate::journal::{Shelf, Ticket, Writer};
 use crate::summary::{Counts, NamedFailure};
+use deliverer::{Delivered, Deliverer};
 use direct::Direct;
 use history::History;
 use outlets::Outlets;
@@ -55,8 +59,12 @@ pub(super) struct Job {
     /// The scheduler knows how much input there is: a list is there before anything arrives.
     level_told: bool,
     way: Way,
-    /// What a map of one's own writes.
+    /// What a map of one's own writes, and what brings it there from its journal, if it has one.
     outlets: Option<Outlets>,
+    deliverer: Option<Deliverer>,
+    /// How much of the input the journal knows, now and of former lives.
+    noted: Option<Prefix>,
+    noted_before: u64,
     is_full: bool,
     /// The attempt whose end is being judged.
     judged: Option<Judged>,
@@ -109,7 +117,11 @@ enum Told {
 impl Job {
     /// Opens the input and the output: what cannot be read or written is found out before anything
     /// runs.
-    pub(super) fn open(plan: Plan, progressed: &Arc<Notify>) -> Result<Self, MapError> {
+    pub(super) fn open(
+        plan: Plan,
+        journaled: Option<&Journaled>,
+        progressed: &Arc<Notify>,
+    ) -> Result<Self, MapError> {
         let wake = || {
             let progressed = Arc::clone(progressed);
             move || progressed.notify_one()
@@ -120,17 +132,45 @@ impl Job {
         let function = data::function_digest(&spec.function, spec.framing);
         // The output is made before the input is opened: what cannot be written is found out first.
         let (outlets, sink) = Outlets::create(results, shape, function)?;
-        let mut input = Input::open(plan.source, spec.framing, blocks, wake())?;
+        let mut counts = Counts::default();
+        let mut input = match journaled {
+            None => Input::open(plan.source, spec.framing, blocks, wake())?,
+            Some(Journaled { shelf, .. }) => {
+                let before = shelf.inputs();
+                let mut input =
+                    Input::open_again(plan.source, spec.framing, blocks, before, wake())?;
+                counts = leave_out(&mut input, shelf);
+                input
+            }
+        };
         let held = match input.take_file() {
             Some(file) => HeldInput::with_file(spec.framing, file),
             None => HeldInput::new(spec.framing),
         };
-        let store = direct::Store {
-            memory_bytes_max: plan.reorder_bytes_max,
-            spill_bytes_max: plan.spill_bytes_max,
+        let (way, deliverer) = match journaled {
+            None => {
+                let store = direct::Store {
+                    memory_bytes_max: plan.reorder_bytes_max,
+                    spill_bytes_max: plan.spill_bytes_max,
+                };
+                let direct = Direct::start(sink, is_ordered, store, wake())?;
+                (Way::Direct(Box::new(direct)), None)
+            }
+            Some(Journaled { writer, shelf, .. }) => {
+                let config = LedgerConfig {
+                    job: THE_JOB,
+                    writer: Arc::clone(writer),
+                    rendering: rendering(json, shape, sink.separator),
+                    function: sink.function.clone(),
+                    spill_directory: std::env::temp_dir(),
+                };
+                let delivery = outlets::delivery(sink);
+                let deliverer = Deliverer::start(shelf, delivery, wake());
+                let deliverer = deliverer.map_err(MapError::Start)?;
+                (Way::Ledger(Box::new(Ledger::new(config, wake()))), Some(deliverer))
+            }
         };
-        let direct = Direct::start(sink, is_ordered, store, wake())?;
-        let way = Way::Direct(Box::new(direct));
+        let noted = journaled.and_then(|journaled| journaled.shelf.inputs().into_iter().max());
         Ok(Self {
             spec,
             policy,
@@ -145,11 +185,14 @@ impl Job {
             level_told: false,
             way,
             outlets: Some(outlets),
+            deliverer,
+            noted,
+            noted_before: noted.map_or(0, |noted| noted.bytes),
             is_full: false,
             judged: None,
             refusals: BTreeMap::new(),
             has_been_ready: false,
-            counts: Counts::default(),
+            counts,
             failures: Vec::new(),
             history: History::default(),
         })
@@ -171,24 +214,15 @@ impl Job {
         let shape = shape(&spec, blocks);
         let source = data::Source::File(plan.input);
         let mut input = Input::open(source, spec.framing, blocks, wake())?;
-        let mut counts = Counts::default();
-        if let Some(shelf) = &plan.shelf {
-            for range in shelf.final_ranges() {
-                let is_new = input.exclude(range);
-                debug_assert!(is_new, "{range} is final once");
-            }
-            (counts.ok, counts.failed) = shelf.final_items();
-        }
+        let counts = plan.shelf.as_ref().map(|shelf| leave_out(&mut input, shelf));
         let held = match input.take_file() {
             Some(file) => HeldInput::with_file(spec.framing, file).keeping(KEPT_INPUT_BYTES),
             None => HeldInput::new(spec.framing),
         };
-        let format =
-            if output.json { data::Format::Json } else { data::Format::Raw { fill: None } };
         let config = LedgerConfig {
             job: plan.id,
             writer: plan.writer,
-            rendering: Rendering { format, shape, separator: output.separator },
+            rendering: rendering(output.json, shape, output.separator),
             function: data::function_digest(&spec.function, spec.framing),
             spill_directory: std::env::temp_dir(),
         };
@@ -219,11 +253,14 @@ impl Job {
             level_told: false,
             way,
             outlets: None,
+            deliverer: None,
+            noted: None,
+            noted_before: u64::MAX,
             is_full: false,
             judged: None,
             refusals: BTreeMap::new(),
             has_been_ready: false,
-            counts,
+            counts: counts.unwrap_or_default(),
             failures: Vec::new(),
             history: History::default(),
         })
@@ -253,9 +290,25 @@ impl Job {
     /// Takes what has been read; the level, if it may have changed.
     pub(super) fn poll_input(&mut self) -> Option<InputLevel> {
         let arrived = self.input.poll() || !std::mem::replace(&mut self.level_told, true);
+        self.note_input();
         let released = self.gated && self.held.bytes() < self.inflight_bytes_max;
         self.gated &= !released;
         (arrived || released).then(|| self.level())
+    }
+
+    /// What was read is noted in the journal, if the items are not kept there: before anything of it is
+    /// assigned, so that whoever goes on knows what it was.
+    fn note_input(&mut self) {
+        let (Some(prefix), Way::Ledger(ledger)) = (self.input.prefix(), &self.way) else { return };
+        if self.noted.is_none_or(|noted| noted < prefix) {
+            ledger.note_input(prefix);
+            self.noted = Some(prefix);
+        }
+    }
+
+    /// That the input is not the one that the map was begun with.
+    pub(super) fn take_change(&mut self) -> Option<MapError> {
+        self.input.take_change().map(MapError::from)
     }
 
     /// Cuts a chunk, if there is one and it may be held.
@@ -311,8 +364,12 @@ impl Job {
     /// Takes in an attempt that a former epoch has assigned, if its items are not cut in this one.
     pub(super) fn adopt(&mut self, held: &HeldAttempt) -> bool {
         let HeldAttempt { range, input_offset, input_length, .. } = *held;
+        // Of what nobody knows any more what it was, nothing is taken in.
+        let is_known =
+            input_offset.checked_add(input_length).is_some_and(|end| end <= self.noted_before);
         // In this order: what cannot be read again must be cut again.
-        self.held.can_adopt(range, input_offset, input_length)
+        is_known
+            && self.held.can_adopt(range, input_offset, input_length)
             && self.input.exclude(range)
             && self.held.adopt(range, input_offset, input_length)
     }
@@ -545,7 +602,7 @@ impl Job {
     pub(super) fn poll_output(&mut self) -> Result<Option<data::SpillError>, MapError> {
         let delivered = match &mut self.way {
             Way::Direct(direct) => direct.poll(),
-            Way::Ledger(_) => None,
+            Way::Ledger(_) => self.poll_deliverer(),
         };
         if let (Some(delivered), Some(outlets)) = (delivered, &mut self.outlets) {
             match delivered {
@@ -554,6 +611,17 @@ impl Job {
             }
         }
         Ok(self.way.take_spill_error())
+    }
+
+    fn poll_deliverer(&mut self) -> Option<Result<data::SinkReport, data::SinkError>> {
+        let deliverer = self.deliverer.as_mut()?;
+        deliverer.stir(self.input.is_checked());
+        let outcome = deliverer.outcome()?;
+        Some(outcome.map(|Delivered { report, failures }| {
+            // Those of former lives too.
+            self.failures = failures;
+            report
+        }))
     }
 
     /// The bound of what waits in memory.
@@ -615,6 +683,21 @@ impl Way {
             Self::Ledger(ledger) => ledger.level(),
         }
     }
+}
+
+/// Leaves out what is final already; counts it.
+fn leave_out(input: &mut Input, shelf: &Shelf) -> Counts {
+    for range in shelf.final_ranges() {
+        let is_new = input.exclude(range);
+        debug_assert!(is_new, "{range} is final once");
+    }
+    let (ok, failed) = shelf.final_items();
+    Counts { ok, failed, ..Counts::default() }
+}
+
+fn rendering(json: bool, shape: Shape, separator: u8) -> Rendering {
+    let format = if json { data::Format::Json } else { data::Format::Raw { fill: None } };
+    Rendering { format, shape, separator }
 }
 
 fn shape(spec: &JobSpec, blocks: BlockRule) -> Shape {

@@ -9,20 +9,23 @@ mod core;
 mod fleet;
 mod hear;
 mod job;
+mod journaled;
 mod notices;
 mod one_shot;
 mod plan;
+mod returning;
 mod service;
 #[cfg(test)]
 mod tests;
 mod unsettled;
 
 use tokio::time::Instant;
+use widemap_common::ids::{AttemptId, Epoch};
 use widemap_common::time::Time;
 
 pub(crate) use fleet::{Fleet, LinkStatus};
 pub(crate) use one_shot::run;
-pub(crate) use plan::{Ending, Outcome, Plan, Results};
+pub(crate) use plan::{Ending, JournalPlan, Outcome, Plan, Results};
 pub(crate) use service::{Observed, Pulse, ServiceMake, serve};
 
 #[cfg(test)]
@@ -30,6 +33,14 @@ use one_shot::drive;
 
 /// The build, as a hello tells it.
 pub(crate) const BUILD: &str = concat!("widemap ", env!("CARGO_PKG_VERSION"));
+
+/// The ids of attempts of different epochs do not meet: each has so many bits.
+const ATTEMPT_BITS: u32 = 40;
+
+/// The first attempt of an epoch.
+fn first_attempt(epoch: Epoch) -> AttemptId {
+    AttemptId(epoch.0 << ATTEMPT_BITS)
+}
 
 /// Sleeps until a moment of the driver's clock; forever if there is none.
 async fn until(begun: Instant, deadline: Option<Time>) {

@@ -11,20 +11,25 @@ use widemap_common::ids::{CoordinatorId, Epoch, JobId};
 use widemap_common::limits::DRIVER_QUEUE;
 use widemap_common::time::Time;
 use widemap_proto::VERSION;
+use widemap_proto::jobs::JobCounts;
 use widemap_proto::session::CoordinatorHello;
+use widemap_sched::event::Event;
 use widemap_sched::{Scheduler, SchedulerConfig};
 
 use super::core::{Core, Make, Verdict};
 use super::job::{Job, Lost};
+use super::journaled::Journaled;
 use super::notices::Notices;
 use super::plan::{Ending, Outcome, Plan};
-use super::{BUILD, until};
+use super::returning::Returning;
+use super::{BUILD, first_attempt, until};
 use crate::cli::Wait;
 use crate::embedded::Spawner;
 use crate::error::MapError;
 use crate::places::Suggestion;
 use crate::progress::{DRAW_INTERVAL, Progress, Shown};
 use crate::session::Greeting;
+use crate::summary::plural;
 
 /// The job of a one-shot map.
 pub(super) const THE_JOB: JobId = JobId(1);
@@ -66,6 +71,8 @@ pub(super) struct OneShot {
     pub(super) alone_since: Option<Time>,
     pub(super) said: Said,
     signals: Signals,
+    journaled: Option<Journaled>,
+    returning: Returning,
     pub(super) end: End,
 }
 
@@ -114,11 +121,17 @@ impl OneShot {
         spawner: Option<Spawner>,
         progressed: &Arc<Notify>,
     ) -> Result<Self, MapError> {
+        let journal = plan.journal.take();
+        let journaled = journal.map(|plan| Journaled::open(plan, progressed)).transpose()?;
+        let (coordinator, epoch) = match &journaled {
+            Some(journaled) => (journaled.coordinator, journaled.epoch),
+            None => (CoordinatorId(fastrand::u64(1..)), Epoch(1)),
+        };
         let hello = CoordinatorHello {
             version: VERSION,
             build: BUILD.to_owned(),
-            coordinator: CoordinatorId(fastrand::u64(1..)),
-            epoch: Epoch(1),
+            coordinator,
+            epoch,
             linger_ms: plan.timers.lease_ms,
         };
         let signals = Signals {
@@ -129,7 +142,7 @@ impl OneShot {
         let timers = plan.timers;
         let config = SchedulerConfig { seed: fastrand::u64(..), timers };
         let core = Core::start(Make {
-            scheduler: Scheduler::new(config),
+            scheduler: Scheduler::numbering_from(config, first_attempt(epoch)),
             greeting: Greeting { hello, trust: plan.trust.clone(), timers },
             slots_max: plan.slots_max,
             sources: std::mem::take(&mut plan.sources),
@@ -138,7 +151,7 @@ impl OneShot {
             timers,
         })?;
         let wait = plan.wait;
-        let job = Job::open(plan, progressed)?;
+        let job = Job::open(plan, journaled.as_ref(), progressed)?;
         let mut one_shot = Self {
             core,
             begun: Instant::now(),
@@ -146,9 +159,16 @@ impl OneShot {
             alone_since: Some(Time::ZERO),
             said: Said::default(),
             signals,
+            journaled,
+            returning: Returning::default(),
             end: End::default(),
         };
         one_shot.core.open(THE_JOB, job);
+        if one_shot.journaled.as_ref().is_some_and(|journaled| journaled.is_resumed) {
+            one_shot.returning.begin();
+            one_shot.core.events.push_back(Event::JobPaused { job: THE_JOB, paused: true });
+            one_shot.say_resumed();
+        }
         Ok(one_shot)
     }
 
@@ -204,6 +224,7 @@ impl OneShot {
             self.core.scheduler.next_deadline(),
             self.core.fleet.next_deadline(),
             self.give_up_at(),
+            self.returning.deadline(),
             introduction,
             asked,
         ]
@@ -228,15 +249,66 @@ impl OneShot {
     fn settle(&mut self) {
         self.core.watch_jobs();
         self.core.drain_events();
+        self.keep_journal();
+        self.returning.settle(&mut self.core, |_| false);
         self.conclude();
         self.watch_company();
         self.core.drain_events();
         self.conclude();
         self.core.grant_output();
         self.core.flush();
-        if self.end.job_ended {
+        if self.end.job_ended && self.is_kept() {
             self.job_mut().finish();
         }
+    }
+
+    /// What is durable now may be forgotten by workers; what never will be ends the map, as does an input
+    /// that is not what it was.
+    fn keep_journal(&mut self) {
+        let Some(journaled) = &self.journaled else { return };
+        if let Some(error) = journaled.writer.take_error() {
+            self.fail(error.into());
+            self.end.at_once = true;
+            return;
+        }
+        let durable = journaled.writer.durable();
+        self.core.settle(durable);
+        if let Some(error) = self.job_mut().take_change() {
+            self.fail(error);
+        }
+    }
+
+    /// Whether everything that became final is durable, the end too if this is it.
+    fn is_kept(&mut self) -> bool {
+        let is_complete = !self.end.cancelled && self.job().has_read_all();
+        let counts = self.journal_counts();
+        let Some(journaled) = &mut self.journaled else { return true };
+        if is_complete {
+            journaled.end(counts);
+        }
+        journaled.writer.is_idle()
+    }
+
+    fn journal_counts(&self) -> JobCounts {
+        let told = self.core.scheduler.counts(THE_JOB).unwrap_or_default();
+        let counts = self.job().counts();
+        JobCounts {
+            read: counts.read,
+            total: self.job().items_in_all(),
+            ok: counts.ok,
+            failed: counts.failed,
+            retried: counts.retried,
+            attempts: told.attempts,
+            speculative_wins: told.speculative_wins,
+            workers: self.core.fleet.workers().count() as u64,
+            workers_lost: told.workers_lost,
+        }
+    }
+
+    fn say_resumed(&mut self) {
+        let counts = self.job().counts();
+        let done = plural(counts.ok + counts.failed, "item");
+        self.core.notices.say(&format!("going on: {done} of the journal need not run"));
     }
 
     /// What follows for the map from what has become of its job.
@@ -334,7 +406,8 @@ impl OneShot {
             speculative_wins: counts.speculative_wins,
         });
         let job = self.core.jobs.remove(&THE_JOB).expect("the job is there until the end");
-        let outcome = job.close(ending, self.end.error, lost, self.begun.elapsed());
+        let journal = self.journaled.as_ref().map(|journaled| journaled.directory.as_path());
+        let outcome = job.close(ending, self.end.error, lost, self.begun.elapsed(), journal);
         self.core.notices.close();
         outcome
     }

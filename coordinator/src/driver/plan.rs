@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use widemap_common::spec::JobSpec;
 use widemap_common::time::Timers;
+use widemap_proto::jobs::Submission;
 use widemap_sched::event::JobPolicy;
 
 use crate::cli::Wait;
@@ -49,6 +50,19 @@ pub(crate) struct Plan {
     pub(crate) spill_bytes_max: u64,
     /// Input that is held for retries.
     pub(crate) inflight_bytes_max: u64,
+    /// Where it is kept, so that it can go on after whatever ends this process.
+    pub(crate) journal: Option<JournalPlan>,
+}
+
+/// The journal of one map.
+#[derive(Debug, Clone)]
+pub(crate) struct JournalPlan {
+    /// Where it is.
+    pub(crate) directory: PathBuf,
+    /// Whether to go on with what is there; else nothing must be.
+    pub(crate) resume: bool,
+    /// What the map is, to be compared with what it was.
+    pub(crate) submission: Submission,
 }
 
 /// Where results go, and in which form.

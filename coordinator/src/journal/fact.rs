@@ -4,12 +4,15 @@ use bytes::{Buf, BufMut, Bytes};
 use widemap_common::varint;
 
 use super::extent::{Checksums, Extent};
+use crate::data::Prefix;
 
 /// One thing that is so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fact {
     /// Items are final. `failure` is where, in the body of its record, the failure is described.
     Final { first: u64, items: u32, extent: Extent, failure: Option<Described> },
+    /// So much of the input was read.
+    Input(Prefix),
     /// The job is paused, or goes on.
     Paused(bool),
     /// The job's last word.
@@ -27,6 +30,7 @@ const FINAL: u8 = 1;
 const FAILED: u8 = 2;
 const PAUSED: u8 = 3;
 const ENDED: u8 = 4;
+const INPUT: u8 = 5;
 
 /// Appends that items are final. Returns where the failure was put.
 pub(super) fn push_final(
@@ -54,6 +58,12 @@ pub(super) fn push_other(body: &mut Vec<u8>, fact: &Fact) {
     match fact {
         Fact::Final { first, items, extent, .. } => {
             push_final(body, *first, *items, extent, None);
+        }
+        Fact::Input(Prefix { bytes, hash, is_whole }) => {
+            body.push(INPUT);
+            varint::push(body, *bytes);
+            body.push(u8::from(*is_whole));
+            body.extend_from_slice(hash);
         }
         Fact::Paused(paused) => body.extend_from_slice(&[PAUSED, u8::from(*paused)]),
         Fact::Ended(last) => {
@@ -104,6 +114,12 @@ fn parse_one(body: &[u8], rest: &mut &[u8]) -> Option<Fact> {
             };
             Fact::Final { first, items, extent, failure }
         }
+        INPUT => {
+            let bytes = number(rest)?;
+            let is_whole = take(rest, 1)? != [0];
+            let hash = take(rest, 32)?.try_into().ok()?;
+            Fact::Input(Prefix { bytes, hash, is_whole })
+        }
         PAUSED => Fact::Paused(take(rest, 1)? != [0]),
         ENDED => {
             let length = number(rest)?;
@@ -145,7 +161,9 @@ mod tests {
         let failure = push_final(&mut body, 7, 1, &large, Some(b"{\"seq\":8"));
         let empty = extent(&[], 0);
         push_final(&mut body, 9, 1, &empty, None);
-        let others = [Fact::Paused(true), Fact::Ended(Bytes::from_static(b"over"))];
+        let prefix = Prefix { bytes: 1 << 33, hash: [7; 32], is_whole: true };
+        let others =
+            [Fact::Input(prefix), Fact::Paused(true), Fact::Ended(Bytes::from_static(b"over"))];
         others.iter().for_each(|fact| push_other(&mut body, fact));
         let mut facts = Vec::new();
         parse(&body, |fact| facts.push(fact)).unwrap();

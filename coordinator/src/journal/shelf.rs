@@ -13,6 +13,7 @@ use widemap_common::ids::ItemRange;
 use super::cursor::Cursor;
 use super::extent::Extent;
 use super::medium::{Medium, MediumFile};
+use crate::data::Prefix;
 
 /// See the file's head.
 pub(crate) struct Shelf {
@@ -44,6 +45,8 @@ struct State {
     kept_bytes: u64,
     ok_items: u64,
     failed_items: u64,
+    /// How much of the input was read, each time that was noted.
+    inputs: Vec<Prefix>,
     paused: bool,
     ended: Option<Bytes>,
     /// The last segment that was opened for reading.
@@ -110,6 +113,11 @@ impl Shelf {
         (item < first + u64::from(entry.items)).then_some(entry.failure.is_some())
     }
 
+    /// How much of the input was read, each time that was noted.
+    pub(crate) fn inputs(&self) -> Vec<Prefix> {
+        self.lock().inputs.clone()
+    }
+
     /// Whether the job is paused.
     pub(crate) fn is_paused(&self) -> bool {
         self.lock().paused
@@ -153,6 +161,10 @@ impl Shelf {
         let before = state.finals.insert(first, entry);
         debug_assert!(before.is_none(), "item {first} is final once");
         state.advance(self.is_ordered);
+    }
+
+    pub(super) fn add_input(&self, prefix: Prefix) {
+        self.lock().inputs.push(prefix);
     }
 
     pub(super) fn set_paused(&self, paused: bool) {

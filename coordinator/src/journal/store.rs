@@ -419,6 +419,7 @@ fn apply(shelf: &Shelf, (fact, begin): Told) {
                 failure.map(|described| (begin + u64::from(described.at), described.length));
             shelf.put(first, Final { items, extent, failure });
         }
+        Fact::Input(prefix) => shelf.add_input(prefix),
         Fact::Paused(paused) => shelf.set_paused(paused),
         Fact::Ended(last) => shelf.end(last),
     }

@@ -23,6 +23,7 @@ use super::fact::{self, Fact};
 use super::medium::{Medium, MediumFile};
 use super::record;
 use super::shelf::{FACTS, Final, Shelf, segment_path};
+use crate::data::Prefix;
 use crate::failpoint;
 
 /// Results as their owner has them, rendered by the writer's thread.
@@ -43,6 +44,8 @@ pub(crate) enum Entry {
     Accepted { range: ItemRange, payload: Box<dyn Payload> },
     /// An item (a block) failed for good. `record` describes it; `payload` is what of it goes to the output.
     Failed { range: ItemRange, record: Vec<u8>, payload: Box<dyn Payload> },
+    /// So much of the input was read, for a job whose items are not kept with it.
+    Input(Prefix),
     /// The job is paused, or goes on.
     Paused(bool),
     /// The job's last word: nothing comes after it.
@@ -223,7 +226,7 @@ impl Entry {
                     record.len() as u64 + payload.memory_bytes()
                 }
                 Self::Ended(last) => last.len() as u64,
-                Self::Paused(_) => 0,
+                Self::Input(_) | Self::Paused(_) => 0,
             }
     }
 
@@ -231,7 +234,7 @@ impl Entry {
     fn place(&self) -> u64 {
         match self {
             Self::Accepted { range, .. } | Self::Failed { range, .. } => range.first,
-            Self::Paused(_) | Self::Ended(_) => u64::MAX,
+            Self::Input(_) | Self::Paused(_) | Self::Ended(_) => u64::MAX,
         }
     }
 }
@@ -377,6 +380,10 @@ impl JobFiles {
             let (range, mut payload, record) = match entry {
                 Entry::Accepted { range, payload } => (range, payload, None),
                 Entry::Failed { range, record, payload } => (range, payload, Some(record)),
+                Entry::Input(prefix) => {
+                    written.others.push(Fact::Input(prefix));
+                    continue;
+                }
                 Entry::Paused(paused) => {
                     written.others.push(Fact::Paused(paused));
                     continue;
@@ -459,6 +466,10 @@ impl JobFiles {
             *sequence += 1;
             body.clear();
         };
+        // What was read comes before what came of it.
+        let (inputs, others): (Vec<_>, Vec<_>) =
+            written.others.iter().partition(|fact| matches!(fact, Fact::Input(_)));
+        inputs.into_iter().for_each(|fact| fact::push_other(&mut body, fact));
         for (index, (first, entry)) in written.finals.iter().enumerate() {
             let description = written.descriptions.get(&index);
             let failure = description.map(Vec::as_slice);
@@ -472,7 +483,7 @@ impl JobFiles {
                 end(&mut body, log, &mut self.sequence);
             }
         }
-        written.others.iter().for_each(|fact| fact::push_other(&mut body, fact));
+        others.into_iter().for_each(|fact| fact::push_other(&mut body, fact));
         if !body.is_empty() {
             end(&mut body, log, &mut self.sequence);
         }
@@ -502,6 +513,7 @@ impl JobFiles {
         }
         for fact in written.others {
             match fact {
+                Fact::Input(prefix) => self.shelf.add_input(prefix),
                 Fact::Paused(paused) => self.shelf.set_paused(paused),
                 Fact::Ended(last) => {
                     self.shelf.end(last);

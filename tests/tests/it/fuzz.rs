@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
+use widemap::journal_for_tests;
 use widemap_cluster::bundle::WorkerBundle;
 use widemap_cluster::config::Config;
 use widemap_cluster::key::{self, ClusterKey};
@@ -216,4 +217,31 @@ fn reports() -> Vec<Report> {
         Report::InputGrant(7),
         Report::Cancelled(AttemptId(9)),
     ]
+}
+
+/// A log is read as it was written, up to a torn end, or refused: no bytes make a fact that was never
+/// written.
+#[test]
+fn no_log_of_a_journal_makes_a_start_panic_or_tells_what_was_not_written() {
+    let good = journal_for_tests::good_log();
+    let (facts, is_torn) = journal_for_tests::facts_of(&good).expect("it is good");
+    assert!(facts.len() == 25 && !is_torn, "{} facts", facts.len());
+    bolero::check!().with_test_time(moment()).with_type::<Changes>().for_each(|(changes, cut)| {
+        let log = changed(&good, changes, *cut);
+        match journal_for_tests::facts_of(&log) {
+            Ok((read, is_torn)) => {
+                assert!(facts.starts_with(&read), "{read:?} was never written");
+                assert!(is_torn || read == facts || log.len() < good.len(), "it ends too early");
+            }
+            Err(why) => assert!(why.contains("facts"), "{why}"),
+        }
+    });
+    bolero::check!().with_test_time(moment()).for_each(|bytes: &[u8]| {
+        // Whatever it is, it is told.
+        let _ = journal_for_tests::facts_of(bytes);
+        let with_magic = [&good[..8], bytes].concat();
+        if let Ok((read, _)) = journal_for_tests::facts_of(&with_magic) {
+            assert!(read.is_empty(), "{read:?} was never written");
+        }
+    });
 }

@@ -14,6 +14,7 @@ mod errors;
 mod faults;
 mod fuzz;
 mod help;
+mod journal;
 mod large;
 mod map;
 mod partitions;

@@ -5,11 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use rustix::process::Signal as SignalNumber;
-use serde::Deserialize;
 use tokio::task::JoinHandle;
 use widemap_common::ids::JobId;
 use widemap_common::limits::SUMMARY_FAILURES;
@@ -83,16 +80,6 @@ pub(super) enum End {
 pub(super) enum Written {
     Output(Bytes),
     Failures(Vec<Bytes>),
-}
-
-/// A line of the failures file, as far as people are told of it.
-#[derive(Deserialize)]
-struct Failure {
-    seq: u64,
-    items: Option<u64>,
-    item: Option<String>,
-    item_base64: Option<String>,
-    error: Option<String>,
 }
 
 impl Outlets {
@@ -173,7 +160,9 @@ impl Outlets {
 
     fn note(&mut self, records: &[Bytes]) {
         let missing = SUMMARY_FAILURES.saturating_sub(self.failures.len());
-        self.failures.extend(records.iter().take(missing).filter_map(|record| named(record)));
+        self.failures.extend(
+            records.iter().take(missing).filter_map(|record| NamedFailure::of_record(record)),
+        );
     }
 
     /// What is shown of how far it is.
@@ -321,50 +310,4 @@ fn ran(job: &Job) -> Duration {
     let ended_ms = job.status.ending().map_or(0, |ending| ending.ended_ms);
     let began_ms = job.status.started_ms.unwrap_or(job.created_ms);
     Duration::from_millis(ended_ms.saturating_sub(began_ms))
-}
-
-/// A failure as the summary names it.
-fn named(record: &[u8]) -> Option<NamedFailure> {
-    let failure: Failure = serde_json::from_slice(record).ok()?;
-    let bytes = match (failure.item, failure.item_base64) {
-        (Some(item), _) => Some(item.into_bytes()),
-        (None, Some(text)) => STANDARD.decode(text).ok(),
-        (None, None) => None,
-    };
-    let item = match (failure.items, bytes) {
-        (Some(items), _) => {
-            format!("block of items {} to {}", failure.seq, failure.seq + items - 1)
-        }
-        (None, Some(item)) => format!("item {} `{}`", failure.seq, data::item_shown(&item)),
-        (None, None) => format!("item {}", failure.seq),
-    };
-    let message = data::line_shown(&failure.error.unwrap_or_default());
-    Some(NamedFailure { item, message })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_are_named_as_a_map_of_ones_own_does() {
-        let named =
-            |record: &str| named(record.as_bytes()).map(|named| (named.item, named.message));
-        let told = |item: &str, message: &str| Some((item.to_owned(), message.to_owned()));
-        assert_eq!(
-            named(
-                r#"{"seq":3,"item":"a\rb","status":"error","error":"exited with status 1\nmore"}"#
-            ),
-            told("item 3 `a\\rb`", "exited with status 1")
-        );
-        assert_eq!(
-            named(r#"{"seq":4,"item_base64":"/w==","error":"x"}"#),
-            told("item 4 `\u{fffd}`", "x")
-        );
-        assert_eq!(
-            named(r#"{"seq":11,"items":10,"error":"x"}"#),
-            told("block of items 11 to 20", "x")
-        );
-        assert_eq!(named("not JSON"), None);
-    }
 }

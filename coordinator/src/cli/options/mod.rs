@@ -66,6 +66,14 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_wait, help_heading = WHERE)]
     pub(crate) wait_workers: Option<Wait>,
 
+    /// Keep what is done in DIR, so that --resume goes on after whatever ends this
+    #[arg(long, value_name = "DIR", help_heading = HOW)]
+    pub(crate) journal: Option<PathBuf>,
+
+    /// Go on with the map in the journal, if there is one; the output begins with the first item again
+    #[arg(long, help_heading = HOW, requires = "journal")]
+    pub(crate) resume: bool,
+
     /// Write the results to FILE, which appears whole or not at all
     #[arg(long, value_name = "FILE", help_heading = OUT)]
     pub(crate) output: Option<PathBuf>,

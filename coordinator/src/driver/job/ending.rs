@@ -1,9 +1,11 @@
 //! The end of a job: its output in its place, its receipt, its counts, and how to go on.
 
+use std::path::Path;
 use std::time::Duration;
 
-use super::{Job, Way};
-use crate::data::ItemCounts;
+use super::deliverer::Deliverer;
+use super::{Job, Way, outlets};
+use crate::data::{InputError, ItemCounts};
 use crate::driver::plan::{Ending, Outcome};
 use crate::error::MapError;
 use crate::summary::Counts;
@@ -22,15 +24,23 @@ pub(in crate::driver) struct Lost {
 impl Job {
     /// Whether what is left can never be delivered: the sink has failed.
     pub(in crate::driver) fn cannot_deliver(&self) -> bool {
-        matches!(&self.way, Way::Direct(direct) if direct.merge.sink_has_failed())
+        match &self.way {
+            Way::Direct(direct) => direct.merge.sink_has_failed(),
+            Way::Ledger(_) => self.deliverer.as_ref().is_some_and(Deliverer::has_failed),
+        }
     }
 
     /// Nothing more is accepted: lets the output end once it has everything that is next.
     pub(in crate::driver) fn finish(&mut self) {
         match &mut self.way {
             Way::Direct(direct) => direct.finish(self.stopped, self.json),
-            Way::Ledger(_) => {}
+            Way::Ledger(_) => self.deliverer.iter().for_each(Deliverer::close),
         }
+    }
+
+    /// Whether the input was read to its end.
+    pub(in crate::driver) fn has_read_all(&self) -> bool {
+        self.input.is_exhausted() && self.input.error().is_none()
     }
 
     /// Whether the output has ended.
@@ -46,6 +56,7 @@ impl Job {
         error: Option<MapError>,
         lost: Lost,
         elapsed: Duration,
+        journal: Option<&Path>,
     ) -> Outcome {
         let counts = Counts {
             workers: lost.workers,
@@ -54,6 +65,7 @@ impl Job {
             ..self.counts()
         };
         let mut error = error.or_else(|| self.take_input_error());
+        let is_refused = matches!(&error, Some(MapError::Input(InputError::Changed { .. })));
         let complete = error.is_none() && ending == Ending::Complete;
         let mut outlets = self.outlets.take().expect("a map of one's own has its outlets");
         let delivered = outlets.delivered.take();
@@ -80,7 +92,13 @@ impl Job {
         let mut advice = None;
         match placed.and_then(|partial| receipt.map(|()| partial)) {
             Ok(partial) => {
-                advice = outlets.advice(ending, partial, items, self.way.delivered_items());
+                advice = match journal {
+                    Some(journal) => {
+                        let is_over = complete || is_refused || ending == Ending::ReaderGone;
+                        outlets::journal_advice(journal, partial, is_over)
+                    }
+                    None => outlets.advice(ending, partial, items, self.way.delivered_items()),
+                };
             }
             Err(failed) => {
                 error.get_or_insert(failed);
@@ -101,6 +119,8 @@ impl Job {
     pub(in crate::driver) fn counts(&self) -> Counts {
         let read = self.input.cut_items()
             + if self.shape.is_block_wise { 0 } else { self.input.level().ready_items };
+        // A former life may have read further than this one has by now.
+        let read = read.max(self.counts.ok + self.counts.failed);
         Counts { read, ..self.counts.clone() }
     }
 }

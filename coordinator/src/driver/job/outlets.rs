@@ -1,12 +1,12 @@
 //! The files that a map of one's own writes: the output, the receipt, the failures file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use widemap_common::spec::JobSpec;
 
 use crate::data::{
-    self, FailuresFile, Format, ItemCounts, OutputFile, Shape, SinkConfig, SinkTarget,
+    self, Delivery, FailuresFile, Format, ItemCounts, OutputFile, Shape, SinkConfig, SinkTarget,
 };
 use crate::driver::plan::{Ending, Results};
 use crate::error::MapError;
@@ -19,6 +19,13 @@ pub(super) struct Outlets {
     pub(super) failures_file: PathBuf,
     /// What came of the output, once it has ended.
     pub(super) delivered: Option<Result<data::SinkReport, data::SinkError>>,
+}
+
+/// Writes the same, but for results that come finished from the journal.
+pub(super) fn delivery(sink: SinkConfig) -> Delivery {
+    let failures =
+        sink.failures.unwrap_or_else(|| FailuresFile::at_first_failure(FailuresFile::usual_path()));
+    Delivery::new(sink.target, sink.is_hashed, failures)
 }
 
 impl Outlets {
@@ -105,4 +112,22 @@ impl Outlets {
             ),
         )
     }
+}
+
+/// How to go on after a map that has a journal.
+pub(super) fn journal_advice(
+    journal: &Path,
+    partial: Option<PathBuf>,
+    is_over: bool,
+) -> Option<String> {
+    let kept = partial.map(|path| format!("what there is was kept as {}", path.display()));
+    if is_over {
+        return kept;
+    }
+    let rest = format!(
+        "what is done is in the journal {}; to go on, run the same command with --resume: its output \
+         begins with the first item again",
+        journal.display()
+    );
+    Some(kept.map_or_else(|| format!("stopped: {rest}"), |kept| format!("stopped: {kept}; {rest}")))
 }

@@ -63,7 +63,7 @@ impl Service {
         let ticket = self.writer.append(job, Entry::Paused(paused));
         self.promises.push((ticket, Promise::Reply(reply)));
         self.kept.pause(job, paused);
-        if self.running.contains_key(&job) && self.returning_until.is_none() {
+        if self.running.contains_key(&job) && !self.returning.is_waiting() {
             self.core.events.push_back(Event::JobPaused { job, paused });
             self.core.drain_events();
         }

@@ -56,7 +56,7 @@ impl Service {
         match Job::kept(plan, progressed) {
             Ok(job) => {
                 self.core.open(id, job);
-                if self.returning_until.is_some() || self.kept.is_paused(id) {
+                if self.returning.is_waiting() || self.kept.is_paused(id) {
                     self.core.events.push_back(Event::JobPaused { job: id, paused: true });
                 }
                 self.core.drain_events();
@@ -137,7 +137,7 @@ impl Service {
     fn end_unusable(&mut self) {
         let fleet = &self.core.fleet;
         let answered = !fleet.places().any(|(_, _, status)| *status == LinkStatus::Dialling);
-        if !answered || self.returning_until.is_some() {
+        if !answered || self.returning.is_waiting() {
             return;
         }
         let alive: Vec<_> =

@@ -15,18 +15,18 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use widemap_common::ids::{AttemptId, JobId};
-use widemap_common::limits::{DRIVER_QUEUE, KEEP_CHECK_MS, RETURN_MS, STATUS_MS};
+use widemap_common::ids::JobId;
+use widemap_common::limits::{DRIVER_QUEUE, KEEP_CHECK_MS, STATUS_MS};
 use widemap_common::time::{Time, Timers};
 use widemap_proto::VERSION;
 use widemap_proto::jobs::{Prune, Pruned};
 use widemap_proto::session::CoordinatorHello;
-use widemap_sched::event::Event;
 use widemap_sched::{Scheduler, SchedulerConfig};
 
 use super::core::{Core, Make, Verdict};
 use super::notices::Notices;
-use super::{BUILD, until};
+use super::returning::Returning;
+use super::{BUILD, first_attempt, until};
 use crate::embedded::Spawner;
 use crate::error::MapError;
 use crate::journal::{JournalError, Ticket, Writer};
@@ -34,9 +34,6 @@ use crate::places::{self, Suggestion};
 use crate::service::{JobEntry, Kept, Registry, Reply, Request, RequestError};
 use crate::session::{Greeting, Trust};
 use jobs::Running;
-
-/// The ids of attempts of different epochs do not meet: each has so many bits.
-const ATTEMPT_BITS: u32 = 40;
 
 /// What a service is made with.
 pub(crate) struct ServiceMake {
@@ -108,8 +105,7 @@ pub(super) struct Service {
     running: BTreeMap<JobId, Running>,
     /// What is said once an entry is durable, in the order of the entries.
     promises: Vec<(Ticket, Promise)>,
-    /// Former workers are waited for until then; `None` once work is given out.
-    returning_until: Option<Time>,
+    returning: Returning,
     keep: Option<Duration>,
     pulse: Box<dyn Pulse>,
     removals: JoinSet<Removal>,
@@ -168,7 +164,7 @@ impl Service {
         };
         let config = SchedulerConfig { seed: fastrand::u64(..), timers };
         let core = Core::start(Make {
-            scheduler: Scheduler::numbering_from(config, AttemptId(epoch.0 << ATTEMPT_BITS)),
+            scheduler: Scheduler::numbering_from(config, first_attempt(epoch)),
             greeting: Greeting { hello, trust: make.trust, timers },
             slots_max: make.slots_max,
             sources: make.sources,
@@ -186,7 +182,7 @@ impl Service {
             queued: BTreeSet::new(),
             running: BTreeMap::new(),
             promises: Vec::new(),
-            returning_until: None,
+            returning: Returning::default(),
             keep: make.keep,
             pulse: make.pulse,
             removals: JoinSet::new(),
@@ -195,7 +191,7 @@ impl Service {
         let entries = service.registry.all();
         let open: Vec<_> = entries.into_iter().filter(|entry| !entry.has_ended()).collect();
         if !open.is_empty() {
-            service.returning_until = Some(Time::ZERO + Duration::from_millis(RETURN_MS));
+            service.returning.begin();
         }
         for entry in open {
             service.queued.insert((Reverse(entry.submission.policy.priority), entry.id));
@@ -256,7 +252,7 @@ impl Service {
         let deadlines = [
             self.core.scheduler.next_deadline(),
             self.core.fleet.next_deadline(),
-            self.returning_until,
+            self.returning.deadline(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -266,7 +262,7 @@ impl Service {
         self.core.watch_jobs();
         self.core.drain_events();
         self.keep_promises();
-        self.give_out_work();
+        self.returning.settle(&mut self.core, |job| self.kept.is_paused(job));
         self.conclude(progressed);
         self.core.grant_output();
         self.core.flush();
@@ -288,27 +284,6 @@ impl Service {
                 Promise::Reply(reply) => drop(reply.send(Ok(()))),
                 Promise::Ended(entry) => entry.status.send_modify(|_| ()),
             }
-        }
-    }
-
-    /// Lets work be given out once former workers are back, or were waited for.
-    fn give_out_work(&mut self) {
-        let Some(until) = self.returning_until else { return };
-        let fleet = &self.core.fleet;
-        let mut places = fleet.places().peekable();
-        let all_back = fleet.are_all_named()
-            && places.peek().is_some()
-            && places.all(|(_, _, status)| *status != super::LinkStatus::Dialling);
-        drop(places);
-        if all_back || self.core.now >= until {
-            self.returning_until = None;
-            let jobs: Vec<_> = self.running.keys().copied().collect();
-            for job in jobs {
-                if !self.kept.is_paused(job) {
-                    self.core.events.push_back(Event::JobPaused { job, paused: false });
-                }
-            }
-            self.core.drain_events();
         }
     }
 

@@ -343,6 +343,7 @@ fn plan(draft: Draft, places: &[&str], directory: &Path) -> Plan {
         quiet: true,
         progress: false,
         private: true,
+        journal: None,
         reorder_bytes_max: limits::REORDER_BYTES_MAX,
         spill_bytes_max: limits::SPILL_BYTES_MAX,
         inflight_bytes_max: limits::INFLIGHT_BYTES_MAX,
