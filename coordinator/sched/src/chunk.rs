@@ -43,6 +43,8 @@ pub(crate) struct History {
     pub(crate) deaths: u32,
     /// Worker deaths nearby that are charged to others, since the last own one.
     pub(crate) deaths_near: u32,
+    /// Those of them at which it was thought to wait.
+    pub(crate) deaths_waiting: u32,
     /// Where it failed.
     pub(crate) failed_on: Vec<WorkerId>,
     /// Whether one of two attempts has failed and is charged with the other: no third is sent.

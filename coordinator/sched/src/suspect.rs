@@ -45,12 +45,20 @@ impl Scheduler {
             self.end_attempt(now, id);
             let other = self.leave_chunk(chunk, id);
             self.chunks[chunk].runs += u32::from(started);
+            let limit = self.jobs[self.chunks[chunk].job].policy.crash_limit;
             let history = self.chunks[chunk].history_mut();
             history.deaths_near += 1;
+            history.deaths_waiting += u32::from(!started);
             let charged = charged || history.deaths_near >= DEATHS_NEAR_MAX;
             if charged {
-                history.deaths += 1;
-                history.deaths_near = 0;
+                // It may have begun where it was thought to wait, since what the worker finished before
+                // it was lost with the worker: then the deaths nearby were its own. But nobody is
+                // convicted by those: the last try is alone.
+                let near = std::mem::take(&mut history.deaths_near);
+                let most = if history.deaths < limit { limit } else { limit + 1 };
+                history.deaths = (history.deaths + near).min(most);
+                let waiting = std::mem::take(&mut history.deaths_waiting);
+                self.chunks[chunk].runs += waiting;
             }
             match other {
                 // Its twin must not take another worker along.

@@ -188,7 +188,8 @@ fn a_torn_tail_is_cut_off_told_and_gone_on_from() {
 fn a_flipped_bit_is_refused_and_its_file_and_place_are_named() {
     let ann = WorkerProcess::start("ann", 2);
     let mut service = Service::start(&[&ann]);
-    let job = service.submit(&[], &["--builtin", "square"], &numbers(1..=100));
+    // Slow enough for more than one record.
+    let job = service.submit(&["--chunk", "1"], &["--builtin", "sleep"], &"5\n".repeat(60));
     let _ = service.ask(&["results", &job]).exits(0);
     service.kill();
     let (facts, payload) = (service.job(1).join("facts"), service.job(1).join("payload-000001"));
@@ -216,7 +217,7 @@ fn a_flipped_bit_is_refused_and_its_file_and_place_are_named() {
     assert!(broken.stderr.contains("payload-000001, at byte 0: "), "{}", broken.stderr);
     assert!(check().exits(3).text().contains("payload-000001, at byte 0: "));
     flip(&payload, 3);
-    assert!(service.ask(&["results", &job]).exits(0).text().starts_with("1\n4\n"));
+    assert!(service.ask(&["results", &job]).exits(0).text().starts_with("5\n5\n"));
 }
 
 /// Scenario 25: a second coordinator on the same directory.

@@ -10,6 +10,16 @@ use crate::event::{DeathProof, Event, JobPolicy};
 /// Plays workers of one slot on which this item kills whoever runs it, until the job ends. Returns
 /// the deaths, and what was asked for.
 fn poisoned(policy: JobPolicy, items: u64, poison: u64) -> (u32, Vec<String>) {
+    poisoned_after(policy, items, poison, 0)
+}
+
+/// The same where, before the first death, the worker has finished so many attempts of which nobody hears.
+fn poisoned_after(
+    policy: JobPolicy,
+    items: u64,
+    poison: u64,
+    unheard: usize,
+) -> (u32, Vec<String>) {
     let mut script = Script::new().workers(3, 1).job(policy, items);
     let (mut deaths, mut all) = (0, Vec::new());
     for _ in 0..10_000 {
@@ -19,8 +29,17 @@ fn poisoned(policy: JobPolicy, items: u64, poison: u64) -> (u32, Vec<String>) {
         }
         let workers: Vec<_> = script.scheduler.workers().map(|worker| worker.worker).collect();
         for worker in workers {
-            let Some(&attempt) = script.scheduler.attempts_of(worker).first() else { continue };
-            if script.scheduler.range_of(attempt).unwrap().contains(poison) {
+            let attempts = script.scheduler.attempts_of(worker);
+            let Some(&attempt) = attempts.first() else { continue };
+            let unheard = if deaths == 0 { unheard } else { 0 };
+            let killer = attempts
+                .get(unheard)
+                .filter(|&&killer| script.scheduler.range_of(killer).unwrap().contains(poison));
+            if killer.is_some() {
+                deaths += 1;
+                script.dies(worker.0);
+                script.add_worker(1);
+            } else if script.scheduler.range_of(attempt).unwrap().contains(poison) {
                 deaths += 1;
                 script.dies(worker.0);
                 script.add_worker(1);
@@ -42,6 +61,20 @@ fn a_poison_item_is_found_within_its_deaths_and_all_others_succeed() {
         assert_eq!(deaths, limit + 1, "{items} items, limit {limit}");
         let failed: Vec<_> = lines.iter().filter(|line| line.starts_with("fail")).collect();
         assert_eq!(failed, [&format!("fail c{}+1 crash run {}", items / 2, limit + 1)]);
+    }
+}
+
+/// What a worker has finished is lost with it if it dies at once after: what it began then was thought to
+/// wait. That death counts too.
+#[test]
+fn a_poison_item_that_began_unnoticed_is_found_within_its_deaths() {
+    for limit in 1..=4 {
+        let policy = JobPolicy { crash_limit: limit, ..chunks_of(1) };
+        let (deaths, lines) = poisoned_after(policy, 20, 9, 1);
+        assert_eq!(deaths, limit + 1, "limit {limit}: {lines:?}");
+        let failed: Vec<_> = lines.iter().filter(|line| line.starts_with("fail")).collect();
+        assert_eq!(failed.len(), 1, "{failed:?}");
+        assert!(failed[0].starts_with("fail c9+1 crash"), "{failed:?}");
     }
 }
 
