@@ -106,6 +106,14 @@ pub const ITEM_CHARS_SHOWN: usize = 40;
 /// Attempts that a worker holds beyond its slots, for all of its sessions.
 pub const QUEUE_MAX: u32 = 4_096;
 
+/// Attempts that a worker holds for one coordinator, those among them that have ended and whose results
+/// are not accepted. So many may be assigned to it at once, and as many may have ended.
+pub const ATTEMPTS_HELD_MAX: usize = 2 * (QUEUE_MAX as usize + SLOTS_MAX as usize);
+
+/// Results of a worker that are not durable yet, at which nothing new is sent to it: enough for a worker
+/// not to wait for a disk that takes its time, and few enough for what else it may hold.
+pub const UNSETTLED_MAX: usize = 3 * ATTEMPTS_HELD_MAX / 8;
+
 /// Attempts that are sent ahead to one slot at the most.
 pub const PREFETCH_PER_SLOT_MAX: u32 = 2_048;
 

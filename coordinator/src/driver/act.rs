@@ -1,5 +1,7 @@
 //! What the scheduler asks for, carried out.
 
+use std::collections::BTreeSet;
+
 use widemap_common::ids::{AttemptId, JobId, WorkerId};
 use widemap_common::limits::{OUTPUT_WINDOW_BYTES, PART_BYTES_MIN};
 use widemap_proto::jobs::AttemptState;
@@ -72,18 +74,30 @@ impl Core {
             job.release(attempt)
         });
         match ticket {
-            Some(ticket) => self.unsettled.wait(ticket, worker, attempt),
+            Some(ticket) => {
+                self.unsettled.wait(ticket, worker, attempt);
+                self.hold_back(worker);
+            }
             None => self.forget(worker, attempt),
         }
     }
 
     /// Tells workers what is durable now.
     pub(super) fn settle(&mut self, durable: Durable) {
-        let settled: Vec<_> = self.unsettled.settled(durable).collect();
+        let settled = self.unsettled.settled(durable);
         if !settled.is_empty() {
             failpoint::hit("result.settled");
         }
+        let workers: BTreeSet<_> = settled.iter().map(|&(worker, _)| worker).collect();
         settled.into_iter().for_each(|(worker, attempt)| self.forget(worker, attempt));
+        workers.into_iter().for_each(|worker| self.hold_back(worker));
+    }
+
+    /// Sends nothing new to a worker that keeps many results which are not durable yet.
+    pub(super) fn hold_back(&self, worker: WorkerId) {
+        if let Some(link) = self.fleet.link(worker) {
+            link.outbox.hold_back(self.unsettled.are_many(worker));
+        }
     }
 
     pub(super) fn forget(&mut self, worker: WorkerId, attempt: AttemptId) {

@@ -177,6 +177,7 @@ impl Core {
             }
         }
         self.drop_attempts(worker, &kept);
+        self.hold_back(worker);
         let open = self.jobs.iter().filter(|(_, job)| !job.has_refused(worker));
         let open: Vec<_> = open.map(|(&id, _)| id).collect();
         // It may have forgotten them, if its own lease ended first. To open them again is no harm.

@@ -124,6 +124,14 @@ impl Outbox {
         self.lock().assigns.push_back(outgoing);
     }
 
+    /// Holds new assignments back, or lets them go: what the worker has is not to be more than it can hold.
+    pub fn hold_back(&self, is_held_back: bool) {
+        let was = std::mem::replace(&mut self.lock().is_held_back, is_held_back);
+        if was && !is_held_back {
+            self.filled.notify_one();
+        }
+    }
+
     /// Tells the worker that it may forget a result.
     pub fn accepted(&self, attempt: AttemptId) {
         self.lock().accepted.push(attempt);
@@ -287,6 +295,22 @@ mod tests {
         (1..=100).for_each(|attempt| put(&outbox, attempt, 5));
         outbox.accepted(AttemptId(1));
         assert_eq!(take(&outbox).len(), 101);
+    }
+
+    #[test]
+    fn what_is_held_back_waits_and_what_was_begun_goes_on() {
+        let outbox = opened();
+        outbox.input_granted(4);
+        put(&outbox, 1, 6);
+        put(&outbox, 2, 6);
+        assert!(matches!(&take(&outbox)[..], [Order::Assign(_)]));
+        outbox.hold_back(true);
+        outbox.input_granted(100);
+        outbox.accepted(AttemptId(9));
+        assert!(matches!(&take(&outbox)[..], [Order::Accepted(_), Order::Input(_)]));
+        assert!(take(&outbox).is_empty());
+        outbox.hold_back(false);
+        assert!(matches!(&take(&outbox)[..], [Order::Assign(assign)] if assign.attempt.0 == 2));
     }
 
     #[test]

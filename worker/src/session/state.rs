@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use widemap_common::ids::{AttemptId, ItemRange, JobId};
 use widemap_common::limits::{
-    ITEM_BYTES_MAX, JOBS_PER_SESSION_MAX, QUEUE_MAX, SESSION_OUTPUT_BYTES, SLOTS_MAX,
+    ATTEMPTS_HELD_MAX, ITEM_BYTES_MAX, JOBS_PER_SESSION_MAX, SESSION_OUTPUT_BYTES,
 };
 use widemap_common::spec::JobSpec;
 use widemap_proto::session::{
@@ -22,9 +22,6 @@ use super::outgoing::Outgoing;
 use crate::job::{Host, Job};
 use crate::slots::{InputStream, Lane, SlotEvent, Task, Ticket};
 
-/// Attempts of one session, finished ones that are not accepted among them.
-const ATTEMPTS_MAX: usize = 2 * (QUEUE_MAX as usize + SLOTS_MAX as usize);
-
 /// Why a coordinator's stream is ended: it does not keep to the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
@@ -36,7 +33,7 @@ pub(super) enum Violation {
     InputGap { attempt: AttemptId, offset: u64, expected: u64 },
     #[error("{0}: an input of {1} bytes is longer than a worker takes ({ITEM_BYTES_MAX})")]
     InputTooLong(AttemptId, u64),
-    #[error("more attempts than a worker holds for one coordinator ({ATTEMPTS_MAX})")]
+    #[error("more attempts than a worker holds for one coordinator ({ATTEMPTS_HELD_MAX})")]
     TooManyAttempts,
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Waiting {
     pub(super) pace: Pace,
     pub(super) stream: StreamId,
     pub(super) open: bool,
+    /// No new assignment goes out.
+    pub(super) is_held_back: bool,
 }
 
 /// The output that may come, of which the worker is told as much as the network carries.
@@ -76,6 +78,7 @@ impl Waiting {
             pace,
             stream,
             open: false,
+            is_held_back: false,
         }
     }
 
@@ -117,7 +120,9 @@ impl Waiting {
         let levels = &mut self.levels;
         let granted = usize::try_from(levels.granted_total.saturating_sub(levels.sent_total))
             .unwrap_or(usize::MAX);
-        let out = self.assigns.front_mut()?;
+        let is_held_back = self.is_held_back;
+        let held_back = |out: &&mut Outgoing| is_held_back && out.progress == Sending::Unsent;
+        let out = self.assigns.front_mut().filter(|out| !held_back(out))?;
         let from = match out.progress {
             Sending::Unsent => 0,
             Sending::Upto(bytes) => bytes,

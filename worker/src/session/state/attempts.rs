@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use widemap_common::ids::AttemptId;
-use widemap_common::limits::ITEM_BYTES_MAX;
+use widemap_common::limits::{ATTEMPTS_HELD_MAX, ITEM_BYTES_MAX};
 use widemap_proto::session::{Assign, OutputGrant, Part, Report};
 
 use super::super::outbox::SendKey;
 use super::super::outgoing::Outgoing;
-use super::{ATTEMPTS_MAX, Attempt, Session, Violation};
+use super::{Attempt, Session, Violation};
 use crate::job::{Job, Runner};
 use crate::slots::{InputStream, Task, TaskInput};
 
@@ -35,7 +35,7 @@ impl Session {
         if gathered && input_bytes > ITEM_BYTES_MAX as u64 {
             return Err(Violation::InputTooLong(id, input_bytes));
         }
-        if self.attempts.len() >= ATTEMPTS_MAX {
+        if self.attempts.len() >= ATTEMPTS_HELD_MAX {
             return Err(Violation::TooManyAttempts);
         }
         let open = open.clone();
