@@ -382,3 +382,12 @@ pub const COORDINATOR_PATIENCE_MS: u64 = 60_000;
 
 /// The largest share of a job (`--weight`).
 pub const WEIGHT_MAX: u32 = 1_000_000;
+
+/// A driver that was not heard of for so long is not alive. It is heard of at least each [`STATUS_MS`].
+pub const HEALTH_PATIENCE_MS: u64 = 10_000;
+
+/// Connections at a time that metrics and health are told on.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+
+/// Who asks for metrics or health has so long to say so.
+pub const HTTP_HEAD_MS: u64 = 5_000;

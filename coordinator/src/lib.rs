@@ -15,6 +15,7 @@ mod exit;
 pub mod failpoint;
 mod journal;
 mod logging;
+mod operations;
 mod places;
 mod progress;
 mod say;

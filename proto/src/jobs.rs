@@ -286,7 +286,7 @@ pub struct AttemptTold {
 }
 
 /// How an attempt is, or how it ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum AttemptState {
     /// Sent, and not started.
     Waiting,
@@ -457,12 +457,20 @@ impl JobState {
             Self::Queued => "queued",
             Self::Running => "running",
             Self::Paused => "paused",
-            Self::Ended(Ending { how, .. }) => match how {
-                How::Complete => "complete",
-                How::Cancelled => "cancelled",
-                How::Unusable(_) => "unusable",
-                How::Failed(_) => "failed",
-            },
+            Self::Ended(Ending { how, .. }) => how.name(),
+        }
+    }
+}
+
+impl How {
+    /// The word that listings use.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Cancelled => "cancelled",
+            Self::Unusable(_) => "unusable",
+            Self::Failed(_) => "failed",
         }
     }
 }

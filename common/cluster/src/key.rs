@@ -236,13 +236,27 @@ impl KeyRing {
     }
 }
 
-/// Where this user's key is, and where the host's is: the first that exists counts.
+/// Where a service manager has put a key for this service alone, where this user's is, and where the
+/// host's is: the first that exists counts.
 #[must_use]
 pub fn usual_places() -> Vec<PathBuf> {
-    let mut places: Vec<_> =
-        user_directory().map(|directory| directory.join(FILE_NAME)).into_iter().collect();
+    let given = credentials().map(|directory| directory.join(CREDENTIAL));
+    let own = user_directory().map(|directory| directory.join(FILE_NAME));
+    let mut places: Vec<_> = given.into_iter().chain(own).collect();
     places.push(Path::new("/etc").join(FILE_NAME));
     places
+}
+
+/// What a service manager calls a key that it hands over.
+const CREDENTIAL: &str = "widemap-key";
+
+/// Where a service manager puts what it hands over (`LoadCredential=` of systemd).
+fn credentials() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+fn is_credential(path: &Path) -> bool {
+    credentials().is_some_and(|directory| path.starts_with(directory))
 }
 
 /// Where a user's configuration is: `XDG_CONFIG_HOME`, or else `.config` in the home directory.
@@ -348,7 +362,10 @@ pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     let metadata = file.metadata().map_err(error)?;
     if metadata.is_file() {
         let mode = metadata.mode() & 0o7777;
-        if mode & LOOSE != 0 {
+        // A service manager may let its service in by an access list, which shows as the group's mode; the
+        // directory is closed to all others.
+        let loose = if is_credential(path) { LOOSE & !0o070 } else { LOOSE };
+        if mode & loose != 0 {
             return Err(KeyError::Loose { path: path.to_owned(), mode });
         }
         let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());

@@ -18,7 +18,6 @@ use super::options::ServeArgs;
 use super::place::{self, Sources, Whereabouts};
 use super::settings::slots_max;
 use super::{complain, map};
-use crate::driver::{Observed, Pulse};
 use crate::embedded::Spawner;
 use crate::error::MapError;
 use crate::places::COORDINATOR_PORT;
@@ -40,7 +39,7 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
 /// process has one thread.
 fn config(args: ServeArgs) -> Result<ServeConfig, MapError> {
     let config = Config::find()?;
-    logging::start(&args.log, &config)?;
+    logging::start_service(&args.log, &config)?;
     let slots_max = slots_max(args.jobs, &config)?;
     let whereabouts = Whereabouts::find(&args.place, &config)?;
     let local = map::local_slots(&whereabouts, slots_max);
@@ -76,11 +75,8 @@ fn config(args: ServeArgs) -> Result<ServeConfig, MapError> {
             disk_bytes_max: args.disk_max,
         },
         keep: args.keep,
-        pulse: Box::new(Unobserved),
+        http: args.http,
         begun: Box::new(move |address| entrance.open(address)),
-        meter: Box::new(|commit| {
-            tracing::debug!(bytes = commit.bytes, took = ?commit.took, "made durable");
-        }),
     })
 }
 
@@ -194,15 +190,4 @@ impl Drop for Presence {
             runtime.block_on(announcer.goodbye());
         }
     }
-}
-
-/// Nobody wants to know how it goes.
-struct Unobserved;
-
-impl Pulse for Unobserved {
-    fn beat(&mut self) {}
-
-    fn ready(&mut self, _ready: bool) {}
-
-    fn observe(&mut self, _observed: &Observed) {}
 }

@@ -32,12 +32,15 @@ impl Core {
             Action::Cancel { worker, attempt } => self.cancel_attempt(worker, attempt),
             Action::Accept { job, attempt, range, worker, runs } => {
                 failpoint::hit("result.accepted");
+                self.tally.items_ok += u64::from(range.items);
+                self.tally.chunks_accepted += 1;
                 let name = self.fleet.name(worker);
                 if let Some(job) = self.jobs.get_mut(&job) {
                     job.accept(attempt, range, name, runs);
                 }
             }
             Action::Fail { job, range, ref failure } => {
+                self.tally.items_failed += u64::from(range.items);
                 let name = failure.worker.map(|worker| self.fleet.name(worker));
                 if let Some(job) = self.jobs.get_mut(&job) {
                     job.fail_items(range, failure, name);
@@ -45,6 +48,7 @@ impl Core {
             }
             Action::Retry { job, range, kind, worker, runs } => {
                 tracing::info!(%job, %range, %kind, %worker, runs, "runs again");
+                self.tally.items_retried += u64::from(range.items);
                 if let Some(job) = self.jobs.get_mut(&job) {
                     job.retried(range);
                 }
@@ -70,6 +74,7 @@ impl Core {
         let ticket = entry.and_then(|entry| {
             let job = self.jobs.get_mut(&entry.job)?;
             let (state, remark) = job.verdict_on(attempt);
+            self.tally.attempt(state);
             job.note(entry.ended(attempt, self.now, state, &remark));
             job.release(attempt)
         });
@@ -192,6 +197,7 @@ impl Core {
     /// Forgets an attempt, and what is here of its output; how it ended is remembered.
     pub(super) fn drop_attempt(&mut self, attempt: AttemptId, state: AttemptState, remark: &str) {
         let Some(entry) = self.attempts.remove(&attempt) else { return };
+        self.tally.attempt(state);
         if let Some(job) = self.jobs.get_mut(&entry.job) {
             job.discard(attempt);
             job.note(entry.ended(attempt, self.now, state, remark));

@@ -17,6 +17,7 @@ use widemap_sched::event::{Action, Event};
 use super::fleet::Fleet;
 use super::job::{Ended, Job};
 use super::notices::Notices;
+use super::tally::Tally;
 use super::unsettled::Unsettled;
 use crate::embedded::{Embedded, Spawner};
 use crate::error::MapError;
@@ -35,6 +36,7 @@ pub(super) struct Core {
     /// Results that their workers may forget once they are durable.
     pub(super) unsettled: Unsettled,
     pub(super) dirty: BTreeSet<WorkerId>,
+    pub(super) tally: Tally,
     pub(super) notices: Notices,
     pub(super) verdicts: Vec<Verdict>,
     pub(super) news: mpsc::Receiver<LinkEvent>,
@@ -126,6 +128,7 @@ impl Core {
             jobs: BTreeMap::new(),
             unsettled: Unsettled::default(),
             dirty: BTreeSet::new(),
+            tally: Tally::default(),
             notices: make.notices,
             verdicts: Vec::new(),
             news,

@@ -588,6 +588,12 @@ impl Job {
         (full != std::mem::replace(&mut self.is_full, full)).then_some(full)
     }
 
+    /// Bytes of results that wait in memory, and on disk.
+    pub(super) fn kept_bytes(&self) -> (u64, u64) {
+        let MergeLevel { memory_bytes, spilled_bytes, .. } = self.way.level();
+        (memory_bytes, spilled_bytes)
+    }
+
     /// Whether results are on their way to the disk, which makes room.
     pub(super) fn is_clearing(&self) -> bool {
         self.way.level().is_clearing

@@ -15,6 +15,7 @@ mod one_shot;
 mod plan;
 mod returning;
 mod service;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod unsettled;
@@ -27,6 +28,7 @@ pub(crate) use fleet::{Fleet, LinkStatus};
 pub(crate) use one_shot::run;
 pub(crate) use plan::{Ending, JournalPlan, Outcome, Plan, Results};
 pub(crate) use service::{Observed, Pulse, ServiceMake, serve};
+pub(crate) use tally::Tally;
 
 #[cfg(test)]
 use one_shot::drive;

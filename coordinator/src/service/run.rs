@@ -16,10 +16,11 @@ use widemap_common::time::Timers;
 
 use super::kept::Kept;
 use super::{Desk, DeskLimits, Registry};
-use crate::driver::{self, Pulse, ServiceMake};
+use crate::driver::{self, ServiceMake};
 use crate::embedded::Spawner;
 use crate::error::MapError;
 use crate::journal::{Disk, Writer};
+use crate::operations::{self, Hosts, Operations, Told};
 use crate::places::Source;
 use crate::session::Trust;
 use crate::{api, exit, say};
@@ -55,12 +56,10 @@ pub(crate) struct ServeConfig {
     pub(crate) limits: DeskLimits,
     /// How long what has ended is kept.
     pub(crate) keep: Option<Duration>,
-    /// Who must know how it goes.
-    pub(crate) pulse: Box<dyn Pulse>,
+    /// Where health and metrics are told, if anywhere.
+    pub(crate) http: Option<String>,
     /// What is done once users are served: it is told where. What comes back lives as long as the service.
     pub(crate) begun: Begun,
-    /// What each commit of the journal cost.
-    pub(crate) meter: Box<dyn Fn(crate::journal::Commit) + Send + Sync>,
 }
 
 /// Runs the service until it is told to end.
@@ -68,10 +67,26 @@ pub(crate) struct ServeConfig {
 /// # Errors
 /// What kept it from starting, or made it end.
 pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
+    let server = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(SERVER_THREADS)
+        .thread_name("users")
+        .enable_all()
+        .build()
+        .map_err(MapError::Start)?;
+    let (operations, left) = (Operations::new(), CancellationToken::new());
+    // Before the journal is read: that it takes its time is told, too.
+    let telling = match &config.http {
+        Some(listen) => {
+            let listener = server.block_on(tell(listen))?;
+            let told = Told { operations: operations.clone(), hosts: Hosts::of(listen) };
+            Some(server.spawn(operations::serve(listener, told, left.clone())))
+        }
+        None => None,
+    };
     let progressed = Arc::new(Notify::new());
     let wake = Arc::clone(&progressed);
     let medium = Arc::new(Disk);
-    let writer = Writer::start(medium.clone(), move || wake.notify_one(), config.meter)?;
+    let writer = Writer::start(medium.clone(), move || wake.notify_one(), operations.meter())?;
     let registry = Arc::new(Registry::default());
     let (kept, remarks) = Kept::open(medium, &config.data, writer, &registry)?;
     let kept = Arc::new(kept);
@@ -79,17 +94,11 @@ pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
         say::line(&format!("widemap: WARNING: {remark}"));
     }
     let (desk, requests) = Desk::new(Arc::clone(&registry), kept.ledger(), config.limits);
-    let server = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(SERVER_THREADS)
-        .thread_name("users")
-        .enable_all()
-        .build()
-        .map_err(MapError::Start)?;
     let listener = server.block_on(TcpListener::bind(&config.listen));
     let listener =
         listener.map_err(|source| MapError::Listen { address: config.listen.clone(), source })?;
     let address = listener.local_addr().map_err(MapError::Start)?;
-    let (stop, left) = (CancellationToken::new(), CancellationToken::new());
+    let stop = CancellationToken::new();
     let make = ServiceMake {
         sources: config.sources,
         trust: config.trust,
@@ -101,7 +110,7 @@ pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
         requests,
         progressed,
         keep: config.keep,
-        pulse: config.pulse,
+        pulse: operations.pulse(),
     };
     let (identity, timers, leave) = (config.identity, config.timers, left.clone());
     let serving =
@@ -121,6 +130,12 @@ pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
     // Users hear that this life is over, and come back to the next one.
     left.cancel();
     let ended = server.block_on(async { tokio::time::timeout(LEAVE_PATIENCE, serving).await });
+    if let Some(telling) = telling
+        && let Err(error) = server.block_on(telling)
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
     server.shutdown_background();
     driver.shutdown_background();
     drop(begun);
@@ -133,6 +148,20 @@ pub(crate) fn run(config: ServeConfig) -> Result<u8, MapError> {
         Ok(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         _ => Ok(exit::OK),
     }
+}
+
+/// Says where health and metrics are told.
+async fn tell(listen: &str) -> Result<TcpListener, MapError> {
+    let failed = |source| MapError::Listen { address: listen.to_owned(), source };
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    if !address.ip().is_loopback() {
+        say::line(&format!(
+            "widemap: WARNING: whoever reaches {address} sees the metrics: names of nothing, and how much runs"
+        ));
+    }
+    say::line(&format!("widemap: metrics and health: http://{address}/metrics, /healthz, /readyz"));
+    Ok(listener)
 }
 
 /// Waits for a signal to end, and for a second one, which ends the process at once with this status.

@@ -18,7 +18,7 @@ const KILLS_ITS_WORKER: &str = r#"
     if grep -q widemap-worker /proc/$worker/comm; then kill -9 $worker; fi
     sleep 30"#;
 
-fn kill_workers_and_processes(killers: &str, suicides: &str) -> [String; 4] {
+pub(crate) fn kill_workers_and_processes(killers: &str, suicides: &str) -> [String; 4] {
     let script = format!(
         "case $1 in {killers}) {KILLS_ITS_WORKER} ;; {suicides}) kill -9 $$ ;; esac; echo $1"
     );

@@ -17,6 +17,7 @@ mod help;
 mod journal;
 mod large;
 mod map;
+mod operations;
 mod partitions;
 mod places;
 mod property;

@@ -38,6 +38,7 @@ const SURVIVES: &[(&str, &str)] = &[
         "`widemap map` itself is killed",
         "a_worker_ends_the_items_of_a_killed_coordinator_when_its_lease_is_over",
     ),
+    ("the same, with `--journal`", "a_map_killed_at_any_step_goes_on_and_runs_nothing_again"),
 ];
 
 fn blocks() -> Vec<String> {
@@ -49,7 +50,7 @@ fn blocks() -> Vec<String> {
 /// The README names ports as a person would; a test takes free ones.
 fn with_free_ports(block: &str) -> String {
     let mut block = block.to_owned();
-    for port in (7001..=7004).chain([7434]) {
+    for port in (7001..=7004).chain([7434, 7435, 9434]) {
         if block.contains(&port.to_string()) {
             let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             block = block.replace(&port.to_string(), &free.to_string());

@@ -1,6 +1,8 @@
 //! A coordinator that serves: jobs are handed in and collected, and it is killed at every step between a
 //! result's arrival and its emission.
 
+mod through;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

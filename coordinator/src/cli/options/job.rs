@@ -23,7 +23,7 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "NAME", help_heading = WHAT)]
     pub(crate) builtin: Option<String>,
 
-    /// COMMAND is one word for /bin/sh -c, placeholders quoted; without it each item is a command line
+    /// COMMAND is one word for /bin/sh -c, {} quoted; without it each item is a line
     #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "pipe"])]
     pub(crate) shell: bool,
 
@@ -44,7 +44,7 @@ pub(crate) struct JobArgs {
     #[arg(short = '0', long, help_heading = ITEMS)]
     pub(crate) null: bool,
 
-    /// Run in DIR on each worker [default: a private directory; embedded workers: this one]
+    /// Run in DIR on each worker [default: a private one; embedded workers: here]
     #[arg(long, value_name = "DIR", help_heading = FILES)]
     pub(crate) wd: Option<PathBuf>,
 

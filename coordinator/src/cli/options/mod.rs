@@ -66,11 +66,11 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_wait, help_heading = WHERE)]
     pub(crate) wait_workers: Option<Wait>,
 
-    /// Keep what is done in DIR, so that --resume goes on after whatever ends this
+    /// Keep what is done in DIR, to go on with --resume
     #[arg(long, value_name = "DIR", help_heading = HOW)]
     pub(crate) journal: Option<PathBuf>,
 
-    /// Go on with the map in the journal, if there is one; the output begins with the first item again
+    /// Go on with what is there; the output begins with the first item again
     #[arg(long, help_heading = HOW, requires = "journal")]
     pub(crate) resume: bool,
 
@@ -194,7 +194,7 @@ pub(crate) struct TrustArgs {
     #[arg(long, value_name = "FILE", help_heading = WHERE, hide_short_help = true)]
     pub(crate) tls_ca: Option<PathBuf>,
 
-    /// No key, though others on the network can read and change everything then
+    /// No key: others on the network can read and change everything
     #[arg(long, help_heading = WHERE)]
     pub(crate) insecure: bool,
 }
@@ -202,7 +202,7 @@ pub(crate) struct TrustArgs {
 /// What is logged, and how.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
-    /// What to log: error, warn, info, debug, trace, or a filter [default: warn]
+    /// What to log: error, warn, info, debug, trace, or a filter [default: warn; serve: info]
     #[arg(long, value_name = "LEVEL", env = "WIDEMAP_LOG")]
     #[arg(hide_short_help = true, hide_env_values = true)]
     pub(crate) log: Option<String>,

@@ -36,6 +36,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = SERVES)]
     pub(crate) input_max: Option<u64>,
 
+    /// Tell /metrics, /healthz and /readyz there, as 127.0.0.1:9434; nobody is asked who he is
+    #[arg(long, value_name = "ADDR:PORT", env = "WIDEMAP_HTTP", hide_env_values = true)]
+    #[arg(help_heading = SERVES)]
+    pub(crate) http: Option<String>,
+
     /// The directory where jobs are kept [default: ~/.local/state/widemap/serve]
     #[arg(long, value_name = "DIR", help_heading = KEEPS)]
     pub(crate) data: Option<PathBuf>,

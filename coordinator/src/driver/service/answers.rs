@@ -214,10 +214,19 @@ impl Service {
         let mut observed = Observed {
             jobs_queued: self.queued.len(),
             jobs_open: self.running.len(),
+            tally: self.core.tally.clone(),
             attempts: self.core.attempts.len(),
+            buffered_bytes: self.writer.queued_bytes(),
             journal_queued_bytes: self.writer.queued_bytes(),
             ..Observed::default()
         };
+        for (&id, job) in &self.core.jobs {
+            let counts = self.core.scheduler.counts(id).unwrap_or_default();
+            observed.chunks_in_flight += counts.chunks_in_flight;
+            let (memory_bytes, spilled_bytes) = job.kept_bytes();
+            observed.buffered_bytes += memory_bytes;
+            observed.spilled_bytes += spilled_bytes;
+        }
         for view in self.core.scheduler.workers() {
             match view.state {
                 WorkerState::Cut => observed.workers_cut += 1,

@@ -96,6 +96,7 @@ impl Service {
     ) {
         tracing::info!(job = %entry.id, ?how, ok = counts.ok, failed = counts.failed, "ended");
         let ended_ms = wall_clock::unix_ms().unwrap_or_default();
+        self.core.tally.job(how.name());
         let ended = Ended { ending: Ending { how, ended_ms }, counts, started_ms };
         let ticket = self.writer.append(entry.id, Entry::Ended(ended.to_bytes()));
         self.promises.push((ticket, Promise::Ended(entry)));

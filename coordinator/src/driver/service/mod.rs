@@ -26,6 +26,7 @@ use widemap_sched::{Scheduler, SchedulerConfig};
 use super::core::{Core, Make, Verdict};
 use super::notices::Notices;
 use super::returning::Returning;
+use super::tally::Tally;
 use super::{BUILD, first_attempt, until};
 use crate::embedded::Spawner;
 use crate::error::MapError;
@@ -78,8 +79,16 @@ pub(crate) struct Observed {
     pub(crate) jobs_queued: usize,
     /// Jobs that are open.
     pub(crate) jobs_open: usize,
+    /// What has become of everything.
+    pub(crate) tally: Tally,
+    /// Chunks that are cut and not final.
+    pub(crate) chunks_in_flight: u64,
     /// Attempts that were assigned and are not over.
     pub(crate) attempts: usize,
+    /// Bytes of results that are in memory: on their way to the journal, or parts of longer ones.
+    pub(crate) buffered_bytes: u64,
+    /// Bytes of parts of long results that are on disk.
+    pub(crate) spilled_bytes: u64,
     /// Workers that are attached, and those that are cut off.
     pub(crate) workers_attached: usize,
     /// Workers that are cut off.

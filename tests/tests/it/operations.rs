@@ -1,0 +1,162 @@
+//! A service as whoever runs it sees it: health, metrics, the service manager, the log.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use widemap_tests::{Run, WorkerProcess, binary, eventually, run, widemap};
+
+use crate::support::{Key, numbers, places};
+
+/// A coordinator that tells its metrics, and its directory.
+struct Service {
+    process: WorkerProcess,
+    _directory: TempDir,
+}
+
+impl Service {
+    fn start(workers: &[&WorkerProcess], change: impl FnOnce(&mut Command)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = widemap(&["serve", "--listen", "127.0.0.1:0", "--no-mdns", "--data"]);
+        command.arg(directory.path().join("data")).args(["--http", "127.0.0.1:0"]);
+        command.args(places(workers));
+        change(&mut command);
+        Self { process: WorkerProcess::spawn(command), _directory: directory }
+    }
+
+    /// What is told at a path to who asks for this host: the status and the rest.
+    fn get(&self, path: &str, host: &str) -> (u16, String) {
+        let said = self.process.said();
+        let told = said.lines().find_map(|line| line.split_once("http://")).unwrap().1;
+        let address = told.split('/').next().unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer)
+    }
+
+    fn ask(&self, arguments: &[&str], input: &str) -> Run {
+        let mut command = widemap(arguments);
+        command.env("WIDEMAP_COORDINATOR", self.process.address());
+        run(command, input.as_bytes())
+    }
+}
+
+#[test]
+fn metrics_count_what_was_run_and_health_says_so() {
+    let ann = WorkerProcess::start("ann", 2);
+    let service = Service::start(&[&ann], |_| ());
+    let words = ["map", "--retries", "1", "--", "sh", "-c", "test $1 != 3", "sh"];
+    let _ = service.ask(&words, &numbers(1..=5)).exits(1);
+    let has = |line: &str, text: &str| text.lines().any(|told| told == line);
+    // They are told a few times a second.
+    let metrics = || service.get("/metrics", "localhost").1;
+    let text = eventually("the job's end is told", metrics, |text| {
+        has("widemap_jobs_ended_total{outcome=\"complete\"} 1", text)
+    });
+    for line in [
+        "widemap_items_total{outcome=\"ok\"} 4",
+        "widemap_items_total{outcome=\"failed\"} 1",
+        "widemap_items_retried_total 1",
+        "widemap_workers{state=\"attached\"} 1",
+        "widemap_slots 2",
+        "widemap_jobs{state=\"open\"} 0",
+    ] {
+        assert!(has(line, &text), "{line}\n{text}");
+    }
+    let commits = text.lines().find_map(|line| {
+        line.strip_prefix("widemap_journal_commit_seconds_count ")?.parse::<u64>().ok()
+    });
+    assert!(commits.unwrap() >= 1, "{text}");
+    assert_eq!(service.get("/healthz", "127.0.0.1").0, 200);
+    assert_eq!(service.get("/readyz", "localhost:80").0, 200);
+    assert_eq!(service.get("/metrics", "evil.example").0, 421);
+    assert_eq!(service.get("/", "localhost").0, 404);
+}
+
+#[test]
+fn a_service_manager_hears_of_the_beginning_the_life_and_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut heard = Vec::new();
+    let mut hear = |wanted: &str| {
+        while !heard.iter().any(|told: &String| told.lines().any(|line| line == wanted)) {
+            let mut message = [0; 4096];
+            let length = socket.recv(&mut message).unwrap_or_else(|error| {
+                panic!("{wanted} is not heard ({error}), but {heard:?}");
+            });
+            heard.push(String::from_utf8_lossy(&message[..length]).into_owned());
+        }
+    };
+    let ann = WorkerProcess::start("ann", 3);
+    let mut service = Service::start(&[&ann], |command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "500000");
+    });
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    hear("STATUS=0 jobs, 1 worker, 3 slots");
+    service.process.signal(Signal::TERM);
+    hear("STOPPING=1");
+    assert_eq!(service.process.exit_status(), 0);
+}
+
+#[test]
+fn a_key_that_a_service_manager_hands_over_is_used() {
+    let (key, directory) = (Key::new(), tempfile::tempdir().unwrap());
+    let given = directory.path().join("widemap-key");
+    std::fs::copy(key.path(), &given).unwrap();
+    // As an access list for the service's user shows.
+    std::fs::set_permissions(&given, std::fs::Permissions::from_mode(0o440)).unwrap();
+    let service = Service::start(&[], |command| {
+        command.env("CREDENTIALS_DIRECTORY", directory.path()).args(["--local", "1"]);
+    });
+    service.process.says(&format!("cluster {}", key.cluster()));
+    let mut show = widemap(&["key", "show"]);
+    show.env("CREDENTIALS_DIRECTORY", directory.path());
+    assert_eq!(run(show, b"").exits(0).text().trim(), key.cluster());
+    std::fs::set_permissions(&given, std::fs::Permissions::from_mode(0o444)).unwrap();
+    let mut show = widemap(&["key", "show"]);
+    show.env("CREDENTIALS_DIRECTORY", directory.path());
+    assert!(run(show, b"").exits(2).stderr.contains("widemap-key"));
+}
+
+#[test]
+fn a_service_logs_its_jobs_as_json_if_that_is_wanted() {
+    let ann = WorkerProcess::start("ann", 1);
+    let service = Service::start(&[&ann], |command| {
+        command.args(["--log-format", "json"]);
+    });
+    let _ = service.ask(&["map", "--builtin", "square"], "3\n").exits(0);
+    service.process.says("\"ended\"");
+    let said = service.process.said();
+    let logged: Vec<serde_json::Value> =
+        said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let ended = logged.iter().find(|event| event["fields"]["message"] == "ended").unwrap();
+    assert_eq!((&ended["level"], &ended["fields"]["ok"]), (&"INFO".into(), &1.into()), "{ended}");
+    assert!(ended["timestamp"].is_string());
+}
+
+#[test]
+fn the_units_use_options_that_there_are() {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    for name in ["widemap-serve", "widemap-worker"] {
+        let path = root.join(format!("deploy/systemd/{name}.service"));
+        let unit = std::fs::read_to_string(path).unwrap();
+        let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+        let (program, options) = line.split_once(' ').unwrap();
+        let mut command = Command::new(binary(program.rsplit('/').next().unwrap()));
+        // What it does not know it says before it helps.
+        command.args(options.split(' ')).arg("--help");
+        let _ = run(command, b"").exits(0);
+    }
+}
