@@ -32,14 +32,9 @@ fn poisoned_after(
             let attempts = script.scheduler.attempts_of(worker);
             let Some(&attempt) = attempts.first() else { continue };
             let unheard = if deaths == 0 { unheard } else { 0 };
-            let killer = attempts
-                .get(unheard)
-                .filter(|&&killer| script.scheduler.range_of(killer).unwrap().contains(poison));
-            if killer.is_some() {
-                deaths += 1;
-                script.dies(worker.0);
-                script.add_worker(1);
-            } else if script.scheduler.range_of(attempt).unwrap().contains(poison) {
+            let holds_poison =
+                |attempt: &AttemptId| script.scheduler.range_of(*attempt).unwrap().contains(poison);
+            if holds_poison(&attempt) || attempts.get(unheard).is_some_and(holds_poison) {
                 deaths += 1;
                 script.dies(worker.0);
                 script.add_worker(1);
