@@ -391,3 +391,6 @@ pub const HTTP_CONNECTIONS_MAX: usize = 64;
 
 /// Who asks for metrics or health has so long to say so.
 pub const HTTP_HEAD_MS: u64 = 5_000;
+
+/// What a service keeps of what the items of one job write on their standard error.
+pub const JOB_STDERR_BYTES_MAX: u64 = 4 * 1024 * 1024;

@@ -110,6 +110,8 @@ pub struct Position {
     pub output_bytes: u64,
     /// Failures.
     pub failures: u64,
+    /// Pieces of standard error.
+    pub stderr: u64,
 }
 
 /// A message of results.
@@ -119,8 +121,19 @@ pub enum Collecting {
     Output(JobPart),
     /// Items that failed for good.
     Failures(FailuresPart),
+    /// What items have written on their standard error.
+    Stderr(StderrPart),
     /// The job has ended, and all of it was sent.
     Ended(Box<Job>),
+}
+
+/// What items have written on their standard error, as it came in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StderrPart {
+    /// How many pieces there are before these.
+    pub first: u64,
+    /// Some lines for people each, without the last newline.
+    pub pieces: Vec<Bytes>,
 }
 
 /// Failures, in the order of the output.

@@ -122,6 +122,7 @@ async fn run(
         match collected {
             Ok(Collected::Output(data)) => outlets.write(Written::Output(data)),
             Ok(Collected::Failures(records)) => outlets.write(Written::Failures(records)),
+            Ok(Collected::Stderr(pieces)) => pieces.iter().for_each(|lines| outlets.show(lines)),
             Ok(Collected::Lost(why)) => outlets.say(&format!("{why}; trying again")),
             Ok(Collected::Back) => {
                 outlets.say(&format!("the coordinator {} is back", coordinator.name()));

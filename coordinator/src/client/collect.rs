@@ -37,6 +37,8 @@ pub(crate) enum Collected {
     Output(Bytes),
     /// The next failures: lines of the failures file, without the newline.
     Failures(Vec<Bytes>),
+    /// What items have written on their standard error: some lines each, without the last newline.
+    Stderr(Vec<Bytes>),
     /// The job has ended, and this was all.
     Ended(Box<Job>),
     /// The coordinator was lost, and is dialled again: why.
@@ -147,6 +149,13 @@ impl Collector<'_> {
                     return Err(out_of_place("Failures.first"));
                 }
                 Ok(self.take_failures(part))
+            }
+            Collecting::Stderr(part) => {
+                if part.first != self.at.stderr {
+                    return Err(out_of_place("Stderr.first"));
+                }
+                self.at.stderr += part.pieces.len() as u64;
+                Ok(Some(Collected::Stderr(part.pieces)))
             }
             Collecting::Ended(job) => Ok(Some(Collected::Ended(job))),
         }

@@ -133,6 +133,12 @@ impl Ledger {
         self.config.writer.append(self.config.job, Entry::Input(prefix));
     }
 
+    /// Items have written these lines on their standard error.
+    pub(crate) fn note_stderr(&self, mut lines: String) {
+        lines.truncate(lines.trim_end_matches('\n').len());
+        self.config.writer.append(self.config.job, Entry::Stderr(lines.into_bytes().into()));
+    }
+
     /// Forgets what is staged of an attempt. When what was accepted of it is durable, if anything was.
     pub(crate) fn release(&mut self, attempt: AttemptId) -> Option<Ticket> {
         self.staging.discard(attempt);

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use widemap_common::failure::FailureKind;
 use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
-use widemap_common::limits::{INFLIGHT_BYTES_MAX, KEPT_INPUT_BYTES, SUMMARY_FAILURES};
+use widemap_common::limits::{
+    BATCH_BYTES_MAX, INFLIGHT_BYTES_MAX, JOB_STDERR_BYTES_MAX, KEPT_INPUT_BYTES, SUMMARY_FAILURES,
+};
 use widemap_common::spec::{Directory, JobSpec, Runtime};
 use widemap_proto::jobs::{AttemptState, Blocks, Submission};
 use widemap_proto::session::{Done, HeldAttempt, Part};
@@ -65,6 +67,8 @@ pub(super) struct Job {
     /// How much of the input the journal knows, now and of former lives.
     noted: Option<Prefix>,
     noted_before: u64,
+    /// What is kept of the items' standard error, in bytes.
+    stderr_bytes: u64,
     is_full: bool,
     /// The attempt whose end is being judged.
     judged: Option<Judged>,
@@ -188,6 +192,7 @@ impl Job {
             deliverer,
             noted,
             noted_before: noted.map_or(0, |noted| noted.bytes),
+            stderr_bytes: 0,
             is_full: false,
             judged: None,
             refusals: BTreeMap::new(),
@@ -256,6 +261,7 @@ impl Job {
             deliverer: None,
             noted: None,
             noted_before: u64::MAX,
+            stderr_bytes: plan.shelf.as_ref().map_or(0, |shelf| shelf.stderr_bytes()),
             is_full: false,
             judged: None,
             refusals: BTreeMap::new(),
@@ -427,6 +433,7 @@ impl Job {
             Way::Ledger(ledger) => ledger.finish(attempt, output, bytes)?,
         }
         let lines = self.stderr_lines(range, done);
+        let lines = self.keep_stderr(lines);
         let plain = done.faults.is_empty() && !self.json;
         let told = match plain {
             true => Told::Plain { output_bytes: done.output_bytes },
@@ -456,6 +463,36 @@ impl Job {
             lines.trim_end_matches('\n').to_owned()
         };
         done.stderr.iter().map(line).collect()
+    }
+
+    /// Keeps what items of a service's job wrote on standard error for those who collect its results, up
+    /// to a bound. What is not kept comes back.
+    fn keep_stderr(&mut self, lines: Vec<String>) -> Vec<String> {
+        let Way::Ledger(ledger) = &self.way else { return lines };
+        if self.outlets.is_some() {
+            return lines;
+        }
+        let mut piece = String::new();
+        for line in lines {
+            if self.stderr_bytes >= JOB_STDERR_BYTES_MAX {
+                continue;
+            }
+            self.stderr_bytes += line.len() as u64 + 1;
+            if self.stderr_bytes >= JOB_STDERR_BYTES_MAX {
+                piece.push_str("widemap: more of the items' standard error is not kept");
+                piece.push('\n');
+                continue;
+            }
+            piece.push_str(&line);
+            piece.push('\n');
+            if piece.len() >= BATCH_BYTES_MAX {
+                ledger.note_stderr(std::mem::take(&mut piece));
+            }
+        }
+        if !piece.is_empty() {
+            ledger.note_stderr(piece);
+        }
+        Vec::new()
     }
 
     /// Some items of the attempt that is judged are final.

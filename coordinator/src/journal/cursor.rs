@@ -14,6 +14,8 @@ pub(crate) enum Next {
     Output(Bytes),
     /// A failure, as it was described, and where in raw output its item would be.
     Failure(Bytes, u64),
+    /// What items have written on their standard error: some lines.
+    Stderr(Bytes),
     /// Nothing yet.
     Wait,
     /// Nothing more.
@@ -35,12 +37,26 @@ pub(crate) struct Cursor {
     /// What is to be passed over.
     skip_bytes: u64,
     skip_failures: u64,
+    /// Pieces of standard error that were told.
+    stderr: usize,
 }
 
 impl Cursor {
-    pub(super) fn new(shelf: Arc<Shelf>, skip_bytes: u64, skip_failures: u64) -> Self {
+    pub(super) fn new(shelf: Arc<Shelf>, skip_bytes: u64, skip_failures: u64, stderr: u64) -> Self {
+        let stderr = usize::try_from(stderr).unwrap_or(usize::MAX);
         let (item, place, entry, told, within, raw_bytes) = (0, 0, None, false, 0, 0);
-        Self { shelf, item, place, entry, told, within, raw_bytes, skip_bytes, skip_failures }
+        Self {
+            shelf,
+            item,
+            place,
+            entry,
+            told,
+            within,
+            raw_bytes,
+            skip_bytes,
+            skip_failures,
+            stderr,
+        }
     }
 
     /// What comes next.
@@ -50,7 +66,13 @@ impl Cursor {
     pub(crate) fn next(&mut self) -> io::Result<Next> {
         loop {
             let Some(entry) = &self.entry else {
-                match self.find() {
+                // Asked before it is looked: what comes between counts as there.
+                let is_over = self.shelf.is_over();
+                if let Some((at, length)) = self.shelf.stderr_at(self.stderr) {
+                    self.stderr += 1;
+                    return Ok(Next::Stderr(self.shelf.told_at(at, length)?));
+                }
+                match self.find(is_over) {
                     Some(next) => return Ok(next),
                     None => continue,
                 }
@@ -61,7 +83,7 @@ impl Cursor {
                     self.skip_failures -= 1;
                     continue;
                 }
-                return Ok(Next::Failure(self.shelf.failure(at, length)?, self.raw_bytes));
+                return Ok(Next::Failure(self.shelf.told_at(at, length)?, self.raw_bytes));
             }
             let left = entry.extent.length - self.within;
             if left == 0 {
@@ -82,9 +104,7 @@ impl Cursor {
     }
 
     /// Takes the next entry; what to say if there is none.
-    fn find(&mut self) -> Option<Next> {
-        // Asked before it is looked: what comes between counts as there.
-        let is_over = self.shelf.is_over();
+    fn find(&mut self, is_over: bool) -> Option<Next> {
         let Some((first, entry)) = self.shelf.at(self.item, self.place) else {
             // What lies behind items that were not run is no part of the output.
             return Some(if is_over { Next::End } else { Next::Wait });

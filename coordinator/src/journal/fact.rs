@@ -13,6 +13,8 @@ pub(super) enum Fact {
     Final { first: u64, items: u32, extent: Extent, failure: Option<Described> },
     /// So much of the input was read.
     Input(Prefix),
+    /// Items have written this on their standard error: where, in the body of its record, it is.
+    Stderr(Described),
     /// The job is paused, or goes on.
     Paused(bool),
     /// The job's last word.
@@ -31,6 +33,7 @@ const FAILED: u8 = 2;
 const PAUSED: u8 = 3;
 const ENDED: u8 = 4;
 const INPUT: u8 = 5;
+const STDERR: u8 = 6;
 
 /// Appends that items are final. Returns where the failure was put.
 pub(super) fn push_final(
@@ -53,6 +56,15 @@ pub(super) fn push_final(
     })
 }
 
+/// Appends what items have written on their standard error. Returns where it was put.
+pub(super) fn push_stderr(body: &mut Vec<u8>, lines: &[u8]) -> Described {
+    body.push(STDERR);
+    varint::push(body, lines.len() as u64);
+    let at = u32::try_from(body.len()).expect("a record is cut before it is so long");
+    body.extend_from_slice(lines);
+    Described { at, length: u32::try_from(lines.len()).expect("it is cut into pieces") }
+}
+
 /// Appends any other fact.
 pub(super) fn push_other(body: &mut Vec<u8>, fact: &Fact) {
     match fact {
@@ -65,6 +77,7 @@ pub(super) fn push_other(body: &mut Vec<u8>, fact: &Fact) {
             body.push(u8::from(*is_whole));
             body.extend_from_slice(hash);
         }
+        Fact::Stderr(_) => {}
         Fact::Paused(paused) => body.extend_from_slice(&[PAUSED, u8::from(*paused)]),
         Fact::Ended(last) => {
             body.push(ENDED);
@@ -120,6 +133,12 @@ fn parse_one(body: &[u8], rest: &mut &[u8]) -> Option<Fact> {
             let hash = take(rest, 32)?.try_into().ok()?;
             Fact::Input(Prefix { bytes, hash, is_whole })
         }
+        STDERR => {
+            let length = number(rest)?;
+            let at = u32::try_from(body.len() - rest.len()).ok()?;
+            take(rest, length)?;
+            Fact::Stderr(Described { at, length: u32::try_from(length).ok()? })
+        }
         PAUSED => Fact::Paused(take(rest, 1)? != [0]),
         ENDED => {
             let length = number(rest)?;
@@ -162,6 +181,7 @@ mod tests {
         let empty = extent(&[], 0);
         push_final(&mut body, 9, 1, &empty, None);
         let prefix = Prefix { bytes: 1 << 33, hash: [7; 32], is_whole: true };
+        let stderr = push_stderr(&mut body, b"[8 x] no");
         let others =
             [Fact::Input(prefix), Fact::Paused(true), Fact::Ended(Bytes::from_static(b"over"))];
         others.iter().for_each(|fact| push_other(&mut body, fact));
@@ -172,6 +192,8 @@ mod tests {
             Fact::Final { first: 7, items: 1, extent: large, failure },
             Fact::Final { first: 9, items: 1, extent: empty, failure: None },
         ];
+        want.push(Fact::Stderr(stderr));
+        assert_eq!(&body[stderr.at as usize..][..stderr.length as usize], b"[8 x] no");
         want.extend(others);
         assert_eq!(facts, want);
         let Described { at, length } = failure.unwrap();

@@ -47,6 +47,9 @@ struct State {
     failed_items: u64,
     /// How much of the input was read, each time that was noted.
     inputs: Vec<Prefix>,
+    /// What items have written on their standard error: where in the log of facts, and how long.
+    stderr: Vec<(u64, u32)>,
+    stderr_bytes: u64,
     paused: bool,
     ended: Option<Bytes>,
     /// The last segment that was opened for reading.
@@ -76,6 +79,16 @@ impl Shelf {
     /// Failures that can be read now.
     pub(crate) fn failures(&self) -> u64 {
         self.lock().failures
+    }
+
+    /// Pieces of standard error that can be read now.
+    pub(crate) fn stderr_pieces(&self) -> u64 {
+        self.lock().stderr.len() as u64
+    }
+
+    /// The bytes of all of them.
+    pub(crate) fn stderr_bytes(&self) -> u64 {
+        self.lock().stderr_bytes
     }
 
     /// Bytes of results on the disk.
@@ -133,9 +146,15 @@ impl Shelf {
         self.changes.subscribe()
     }
 
-    /// Reads the results from a byte of the output and a number of failures on, which have been reached.
-    pub(crate) fn read_from(self: &Arc<Self>, output_bytes: u64, failures: u64) -> Cursor {
-        Cursor::new(Arc::clone(self), output_bytes, failures)
+    /// Reads the results from a byte of the output, a number of failures and a number of pieces of
+    /// standard error on, which have been reached.
+    pub(crate) fn read_from(
+        self: &Arc<Self>,
+        output_bytes: u64,
+        failures: u64,
+        stderr: u64,
+    ) -> Cursor {
+        Cursor::new(Arc::clone(self), output_bytes, failures, stderr)
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -167,6 +186,12 @@ impl Shelf {
         self.lock().inputs.push(prefix);
     }
 
+    pub(super) fn add_stderr(&self, at: u64, length: u32) {
+        let mut state = self.lock();
+        state.stderr.push((at, length));
+        state.stderr_bytes += u64::from(length);
+    }
+
     pub(super) fn set_paused(&self, paused: bool) {
         self.lock().paused = paused;
     }
@@ -189,6 +214,11 @@ impl Shelf {
         Some((first, state.finals.get(&first)?.clone()))
     }
 
+    /// Where a piece of standard error is.
+    pub(super) fn stderr_at(&self, number: usize) -> Option<(u64, u32)> {
+        self.lock().stderr.get(number).copied()
+    }
+
     /// Whether nothing will be added.
     pub(super) fn is_over(&self) -> bool {
         self.lock().ended.is_some()
@@ -207,8 +237,8 @@ impl Shelf {
         extent.read(&*file, at).map_err(named)
     }
 
-    /// A failure as it was described.
-    pub(super) fn failure(&self, at: u64, length: u32) -> io::Result<Bytes> {
+    /// What the log of facts says at a place: a failure as it was described, or a piece of standard error.
+    pub(super) fn told_at(&self, at: u64, length: u32) -> io::Result<Bytes> {
         let path = self.directory.join(FACTS);
         let facts = {
             let known = self.lock().facts.clone();

@@ -419,6 +419,9 @@ fn apply(shelf: &Shelf, (fact, begin): Told) {
                 failure.map(|described| (begin + u64::from(described.at), described.length));
             shelf.put(first, Final { items, extent, failure });
         }
+        Fact::Stderr(described) => {
+            shelf.add_stderr(begin + u64::from(described.at), described.length);
+        }
         Fact::Input(prefix) => shelf.add_input(prefix),
         Fact::Paused(paused) => shelf.set_paused(paused),
         Fact::Ended(last) => shelf.end(last),

@@ -46,6 +46,8 @@ pub(crate) enum Entry {
     Failed { range: ItemRange, record: Vec<u8>, payload: Box<dyn Payload> },
     /// So much of the input was read, for a job whose items are not kept with it.
     Input(Prefix),
+    /// Items have written these lines on their standard error: shown beside results, in no order with them.
+    Stderr(Bytes),
     /// The job is paused, or goes on.
     Paused(bool),
     /// The job's last word: nothing comes after it.
@@ -225,7 +227,7 @@ impl Entry {
                 Self::Failed { record, payload, .. } => {
                     record.len() as u64 + payload.memory_bytes()
                 }
-                Self::Ended(last) => last.len() as u64,
+                Self::Ended(bytes) | Self::Stderr(bytes) => bytes.len() as u64,
                 Self::Input(_) | Self::Paused(_) => 0,
             }
     }
@@ -234,7 +236,7 @@ impl Entry {
     fn place(&self) -> u64 {
         match self {
             Self::Accepted { range, .. } | Self::Failed { range, .. } => range.first,
-            Self::Input(_) | Self::Paused(_) | Self::Ended(_) => u64::MAX,
+            Self::Input(_) | Self::Stderr(_) | Self::Paused(_) | Self::Ended(_) => u64::MAX,
         }
     }
 }
@@ -246,6 +248,9 @@ struct Written {
     /// Of those that failed, how.
     descriptions: BTreeMap<usize, Vec<u8>>,
     others: Vec<Fact>,
+    /// Pieces of standard error, and, once they are written, where.
+    stderr: Vec<Bytes>,
+    stderr_places: Vec<(u64, u32)>,
 }
 
 impl Shared {
@@ -373,8 +378,7 @@ impl JobFiles {
         job: JobId,
         entries: impl Iterator<Item = Entry>,
     ) -> Result<Written, JournalError> {
-        let mut written =
-            Written { job, finals: Vec::new(), descriptions: BTreeMap::new(), others: Vec::new() };
+        let mut written = Written::of(job);
         let mut piece: Option<Piece> = None;
         for entry in entries {
             let (range, mut payload, record) = match entry {
@@ -382,6 +386,10 @@ impl JobFiles {
                 Entry::Failed { range, record, payload } => (range, payload, Some(record)),
                 Entry::Input(prefix) => {
                     written.others.push(Fact::Input(prefix));
+                    continue;
+                }
+                Entry::Stderr(lines) => {
+                    written.stderr.push(lines);
                     continue;
                 }
                 Entry::Paused(paused) => {
@@ -483,6 +491,11 @@ impl JobFiles {
                 end(&mut body, log, &mut self.sequence);
             }
         }
+        for lines in &written.stderr {
+            let told = fact::push_stderr(&mut body, lines);
+            let before = self.facts_end + (log.len() + record::HEAD_BYTES) as u64;
+            written.stderr_places.push((before + u64::from(told.at), told.length));
+        }
         others.into_iter().for_each(|fact| fact::push_other(&mut body, fact));
         if !body.is_empty() {
             end(&mut body, log, &mut self.sequence);
@@ -519,8 +532,11 @@ impl JobFiles {
                     self.shelf.end(last);
                     is_over = true;
                 }
-                Fact::Final { .. } => {}
+                Fact::Final { .. } | Fact::Stderr(_) => {}
             }
+        }
+        for (at, length) in written.stderr_places {
+            self.shelf.add_stderr(at, length);
         }
         self.shelf.tell();
         is_over
@@ -528,6 +544,17 @@ impl JobFiles {
 }
 
 impl Written {
+    fn of(job: JobId) -> Self {
+        Self {
+            job,
+            finals: Vec::new(),
+            descriptions: BTreeMap::new(),
+            others: Vec::new(),
+            stderr: Vec::new(),
+            stderr_places: Vec::new(),
+        }
+    }
+
     /// The last item that is final has failed: how.
     fn describe(&mut self, record: Vec<u8>) {
         self.descriptions.insert(self.finals.len() - 1, record);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
 use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, PART_BYTES_MAX};
-use widemap_proto::jobs::{Collecting, FailuresPart, JobPart, Position};
+use widemap_proto::jobs::{Collecting, FailuresPart, JobPart, Position, StderrPart};
 
 use super::desk::DeskError;
 use super::ledger::{Next, ShelfCursor};
@@ -36,6 +36,7 @@ struct Batch {
 enum Told {
     Output(Bytes),
     Failures(Vec<Bytes>),
+    Stderr(Vec<Bytes>),
     Nothing,
     End,
 }
@@ -43,10 +44,16 @@ enum Told {
 impl Collect {
     pub(super) fn new(entry: Arc<JobEntry>, position: Position) -> Result<Self, DeskError> {
         let changes = entry.shelf.changes();
-        let there =
-            Position { output_bytes: entry.shelf.output_bytes(), failures: entry.shelf.failures() };
+        let there = Position {
+            output_bytes: entry.shelf.output_bytes(),
+            failures: entry.shelf.failures(),
+            stderr: entry.shelf.stderr_pieces(),
+        };
         // Nobody has been given what is not durable: it is another job's, or another coordinator's.
-        if position.output_bytes > there.output_bytes || position.failures > there.failures {
+        let is_beyond = position.output_bytes > there.output_bytes
+            || position.failures > there.failures
+            || position.stderr > there.stderr;
+        if is_beyond {
             return Err(DeskError::NotReached { job: entry.id, wanted: position, there });
         }
         let cursor = Some(entry.shelf.read_from(position));
@@ -75,6 +82,11 @@ impl Collect {
                     return Ok(Some(Collecting::Output(part)));
                 }
                 Told::Failures(records) => return Ok(Some(self.failures(records))),
+                Told::Stderr(pieces) => {
+                    let first = self.at.stderr;
+                    self.at.stderr += pieces.len() as u64;
+                    return Ok(Some(Collecting::Stderr(StderrPart { first, pieces })));
+                }
                 Told::End => {
                     self.is_over = true;
                     return Ok(Some(Collecting::Ended(Box::new(self.entry.told()))));
@@ -138,6 +150,20 @@ fn gather(mut cursor: Box<dyn ShelfCursor>, ahead: Option<Next>) -> std::io::Res
                 }
             };
             (Told::Output(gathered.freeze()), Some(ahead))
+        }
+        Next::Stderr(lines) => {
+            let mut bytes = lines.len();
+            let mut pieces = vec![lines];
+            let ahead = loop {
+                match cursor.next()? {
+                    Next::Stderr(more) if bytes + more.len() <= BATCH_BYTES_MAX => {
+                        bytes += more.len();
+                        pieces.push(more);
+                    }
+                    other => break Some(other),
+                }
+            };
+            (Told::Stderr(pieces), ahead)
         }
         Next::Failure(record) => {
             let mut bytes = record.len();

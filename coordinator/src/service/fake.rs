@@ -66,6 +66,7 @@ struct Results {
     output: Vec<u8>,
     /// Each with the length of the output before it.
     failures: Vec<(u64, Bytes)>,
+    stderr: Vec<Bytes>,
     ended: Option<Bytes>,
 }
 
@@ -200,6 +201,11 @@ impl FakeShelf {
         self.change(|results| results.ended = Some(ended.to_bytes()));
     }
 
+    /// Items write on their standard error.
+    pub(crate) fn say(&self, lines: &'static str) {
+        self.change(|results| results.stderr.push(Bytes::from_static(lines.as_bytes())));
+    }
+
     fn change(&self, change: impl FnOnce(&mut Results)) {
         change(&mut self.state.lock().unwrap());
         self.changes.send_modify(|count| *count += 1);
@@ -213,6 +219,10 @@ impl Shelf for FakeShelf {
 
     fn failures(&self) -> u64 {
         self.state.lock().unwrap().failures.len() as u64
+    }
+
+    fn stderr_pieces(&self) -> u64 {
+        self.state.lock().unwrap().stderr.len() as u64
     }
 
     fn ended(&self) -> Option<Bytes> {
@@ -235,6 +245,10 @@ impl ShelfCursor for FakeCursor {
             return Err(io::Error::other(why));
         }
         let results = self.shelf.state.lock().unwrap();
+        if let Some(lines) = results.stderr.get(usize::try_from(self.at.stderr).unwrap()) {
+            self.at.stderr += 1;
+            return Ok(Next::Stderr(lines.clone()));
+        }
         let at = usize::try_from(self.at.output_bytes).unwrap();
         let failure = results.failures.get(usize::try_from(self.at.failures).unwrap());
         if let Some((place, record)) = failure

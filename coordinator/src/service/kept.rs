@@ -233,6 +233,10 @@ impl Shelf for KeptShelf {
         self.0.failures()
     }
 
+    fn stderr_pieces(&self) -> u64 {
+        self.0.stderr_pieces()
+    }
+
     fn ended(&self) -> Option<Bytes> {
         self.0.ended()
     }
@@ -242,8 +246,8 @@ impl Shelf for KeptShelf {
     }
 
     fn read_from(&self, position: Position) -> Box<dyn ShelfCursor> {
-        let Position { output_bytes, failures } = position;
-        Box::new(KeptCursor(self.0.read_from(output_bytes, failures)))
+        let Position { output_bytes, failures, stderr } = position;
+        Box::new(KeptCursor(self.0.read_from(output_bytes, failures, stderr)))
     }
 }
 
@@ -253,6 +257,7 @@ impl ShelfCursor for KeptCursor {
     fn next(&mut self) -> io::Result<Next> {
         Ok(match self.0.next()? {
             journal::Next::Output(bytes) => Next::Output(bytes),
+            journal::Next::Stderr(lines) => Next::Stderr(lines),
             journal::Next::Failure(record, offset) => {
                 let mut line = failures_file_line(&record, offset);
                 line.pop();

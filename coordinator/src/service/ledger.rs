@@ -59,6 +59,9 @@ pub(crate) trait Shelf: Send + Sync {
     /// Failures that can be read.
     fn failures(&self) -> u64;
 
+    /// Pieces of standard error that can be read.
+    fn stderr_pieces(&self) -> u64;
+
     /// The job's last word, once there is nothing more to come.
     fn ended(&self) -> Option<Bytes>;
 
@@ -85,6 +88,8 @@ pub(crate) enum Next {
     Output(Bytes),
     /// A failure: a line of the failures file, without the newline.
     Failure(Bytes),
+    /// What items have written on their standard error: some lines.
+    Stderr(Bytes),
     /// Nothing yet.
     Wait,
     /// Nothing more.

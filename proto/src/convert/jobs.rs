@@ -11,7 +11,7 @@ use super::spec::{job_from_wire, job_to_wire};
 use super::{Result, WireError, shown};
 use crate::jobs::{
     Blocks, Collecting, Ended, Ending, FailuresPart, How, JobCounts, JobName, JobPart, OutputForm,
-    Policy, Position, Submission, Submitted, Submitting,
+    Policy, Position, StderrPart, Submission, Submitted, Submitting,
 };
 use crate::wire;
 
@@ -225,13 +225,22 @@ impl wire::ResultsRequest {
     /// Asks for the results of a job from a position on.
     #[must_use]
     pub fn from_position(job: JobId, position: Position) -> Self {
-        Self { job: job.0, output_from: position.output_bytes, failures_from: position.failures }
+        Self {
+            job: job.0,
+            output_from: position.output_bytes,
+            failures_from: position.failures,
+            stderr_from: position.stderr,
+        }
     }
 
     /// From where on results are asked for.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position { output_bytes: self.output_from, failures: self.failures_from }
+        Position {
+            output_bytes: self.output_from,
+            failures: self.failures_from,
+            stderr: self.stderr_from,
+        }
     }
 }
 
@@ -249,6 +258,11 @@ impl From<Collecting> for wire::ResultsReply {
                 crc32c: checksum(&part.records),
                 records: part.records,
                 unfinished: part.is_unfinished,
+            }),
+            Collecting::Stderr(part) => Kind::Stderr(wire::Stderr {
+                first: part.first,
+                crc32c: checksum(&part.pieces),
+                pieces: part.pieces,
             }),
             Collecting::Ended(job) => Kind::Ended((*job).into()),
         };
@@ -275,6 +289,14 @@ impl TryFrom<wire::ResultsReply> for Collecting {
                     records: failures.records,
                     is_unfinished: failures.unfinished,
                 })
+            }
+            Kind::Stderr(stderr) => {
+                let (got, sent) = (checksum(&stderr.pieces), stderr.crc32c);
+                if got != sent {
+                    let (of, offset) = ("standard error", stderr.first);
+                    return Err(WireError::Changed { of, offset, got, sent });
+                }
+                Self::Stderr(StderrPart { first: stderr.first, pieces: stderr.pieces })
             }
             Kind::Ended(job) => Self::Ended(Box::new(job.try_into()?)),
         })

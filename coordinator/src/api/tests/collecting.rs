@@ -17,6 +17,7 @@ use crate::client::{Collected, Collector, JobsError};
 struct All {
     output: Vec<u8>,
     failures: Vec<Bytes>,
+    stderr: Vec<Bytes>,
     lost: u32,
     back: u32,
     ended: Option<Job>,
@@ -30,6 +31,7 @@ impl All {
             match next.unwrap() {
                 Collected::Output(data) => self.output.extend_from_slice(&data),
                 Collected::Failures(records) => self.failures.extend(records),
+                Collected::Stderr(pieces) => self.stderr.extend(pieces),
                 Collected::Lost(_) => self.lost += 1,
                 Collected::Back => self.back += 1,
                 Collected::Ended(job) => self.ended = Some(*job),
@@ -57,6 +59,7 @@ async fn results_come_while_the_job_runs_and_are_the_same_each_time() {
     let (mut collector, mut first) = (user.collect(job), All::default());
     shelf.push(b"one\n");
     first.take(&mut collector, |all| all.output == b"one\n").await;
+    shelf.say("[2 b] hm");
     shelf.fail("{\"seq\":2}");
     shelf.push(b"three\n");
     first.take(&mut collector, |all| all.output.len() == 10 && all.failures.len() == 1).await;
@@ -66,6 +69,7 @@ async fn results_come_while_the_job_runs_and_are_the_same_each_time() {
     for all in [first, second] {
         assert_eq!(all.output, b"one\nthree\n");
         assert_eq!(all.failures, ["{\"seq\":2}"]);
+        assert_eq!(all.stderr, ["[2 b] hm"]);
         let status = all.ended.unwrap().status;
         assert_eq!(status.ending().unwrap().how, How::Complete);
         assert_eq!((status.counts, status.output_bytes), (counts(2, 1), 10));
@@ -86,6 +90,7 @@ async fn a_cut_loses_and_repeats_nothing() {
         let part: Vec<u8> = (0..300_000_u32).map(|byte| (byte * (round + 1)) as u8).collect();
         shelf.push(&part);
         shelf.fail(format!("{{\"seq\":{round}}}"));
+        shelf.say("hm");
         expected.extend_from_slice(&part);
         // In the middle of a part, or between two.
         let enough = expected.len() - 150_000 * (round as usize % 2);
@@ -97,6 +102,7 @@ async fn a_cut_loses_and_repeats_nothing() {
     assert_eq!(all.output, expected);
     let seqs: Vec<_> = (0..5).map(|seq| format!("{{\"seq\":{seq}}}")).collect();
     assert_eq!(all.failures, seqs);
+    assert_eq!(all.stderr.len(), 5);
     assert!(all.lost >= 1 && all.lost == all.back, "{} lost, {} back", all.lost, all.back);
     served.end().await;
 }
@@ -143,7 +149,9 @@ async fn one_who_does_not_read_costs_little_memory() {
         match message.kind.unwrap() {
             wire::results_reply::Kind::Output(part) => bytes += part.data.len(),
             wire::results_reply::Kind::Ended(_) => assert_eq!(read(), OUTPUT_BYTES as u64),
-            wire::results_reply::Kind::Failures(_) => panic!("nothing failed"),
+            wire::results_reply::Kind::Failures(_) | wire::results_reply::Kind::Stderr(_) => {
+                panic!("nothing failed, and nothing was said")
+            }
         }
     }
     assert!(bytes > OUTPUT_BYTES - 2 * 1024 * 1024);
@@ -156,7 +164,7 @@ async fn what_nobody_can_have_is_refused() {
     let job = served.submit(&["a"]).await.job.id;
     served.shelf(job).push(b"12345");
     let mut client = JobsClient::connect(format!("http://{}", served.address)).await.unwrap();
-    let beyond = Position { output_bytes: 6, failures: 0 };
+    let beyond = Position { output_bytes: 6, ..Position::default() };
     let refused = client.results(wire::ResultsRequest::from_position(job, beyond)).await;
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange);

@@ -176,6 +176,11 @@ impl Outlets {
         }
     }
 
+    /// Shows what items have written on their standard error.
+    pub(super) fn show(&self, lines: &[u8]) {
+        self.progress.say(&String::from_utf8_lossy(lines));
+    }
+
     /// Puts everything in its place, and says what came of it.
     pub(super) fn close(mut self, end: End, job: Option<JobId>, elapsed: Option<Duration>) -> Done {
         self.progress.clear();

@@ -64,7 +64,7 @@ impl Deliverer {
     ) -> io::Result<Self> {
         let (state, wake) = (Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { state, wake, notify: Box::new(notify) });
-        let (for_thread, cursor) = (Arc::clone(&shared), shelf.read_from(0, 0));
+        let (for_thread, cursor) = (Arc::clone(&shared), shelf.read_from(0, 0, 0));
         let thread = std::thread::Builder::new().name("output".into()).spawn(move || {
             // Whatever ends the thread, a panic too, the driver hears of it.
             let _over = OverAtEnd(&for_thread);
@@ -158,6 +158,8 @@ impl Shared {
                     }
                     delivery.failure(&line)?;
                 }
+                // They were shown when they came.
+                Next::Stderr(_) => {}
                 Next::End => break,
                 Next::Wait if is_closed => break,
                 Next::Wait => {

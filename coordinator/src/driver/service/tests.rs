@@ -172,6 +172,7 @@ impl Life {
                 Collecting::Failures(part) => failures.extend(
                     part.records.iter().map(|record| String::from_utf8_lossy(record).into_owned()),
                 ),
+                Collecting::Stderr(_) => {}
                 Collecting::Ended(job) => {
                     return (String::from_utf8(output).unwrap(), failures, *job);
                 }

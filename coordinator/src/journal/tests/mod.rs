@@ -71,7 +71,7 @@ fn settled(writer: &Writer) -> Option<JournalError> {
 
 /// All that can be read now: the output, and the failures with their places.
 fn read(shelf: &Arc<Shelf>) -> (String, Vec<(String, u64)>) {
-    let mut cursor: Cursor = shelf.read_from(0, 0);
+    let mut cursor: Cursor = shelf.read_from(0, 0, 0);
     let (mut output, mut failures) = (Vec::new(), Vec::new());
     loop {
         match cursor.next().unwrap() {
@@ -79,6 +79,7 @@ fn read(shelf: &Arc<Shelf>) -> (String, Vec<(String, u64)>) {
             Next::Failure(record, offset) => {
                 failures.push((String::from_utf8(record.to_vec()).unwrap(), offset));
             }
+            Next::Stderr(_) => {}
             Next::Wait | Next::End => return (String::from_utf8(output).unwrap(), failures),
         }
     }

@@ -8,7 +8,7 @@ use widemap_common::limits::PART_BYTES_MAX;
 
 use super::memory::{Fault, Memory};
 use super::{header, open, plain, range, read, settled, writer};
-use crate::journal::{Disk, Entry, JobHeader, JournalError, Medium, Next, check};
+use crate::journal::{Disk, Entry, JobHeader, JournalError, Medium, Next, Shelf, check};
 
 fn root() -> PathBuf {
     PathBuf::from("/journal")
@@ -47,7 +47,7 @@ fn results_come_back_in_order_whatever_order_they_came_in_and_in_another_life() 
     assert!(settled(&journal).is_none());
     let whole = ("a b c e f g ".to_owned(), vec![("{d".to_owned(), 6)]);
     assert_eq!(read(&job.shelf), whole);
-    let mut rest = job.shelf.read_from(3, 0);
+    let mut rest = job.shelf.read_from(3, 0, 0);
     assert_eq!(rest.next().unwrap(), Next::Output(" ".into()));
     drop((journal, store));
     let (store, jobs) = open(medium.clone(), &root()).unwrap();
@@ -67,7 +67,49 @@ fn results_come_back_in_order_whatever_order_they_came_in_and_in_another_life() 
     assert!(settled(&journal).is_none());
     assert_eq!(read(&job.shelf), (whole.0 + "h", whole.1));
     assert_eq!(job.shelf.ended(), Some("over".into()));
-    assert_eq!(job.shelf.read_from(13, 1).next().unwrap(), Next::End);
+    assert_eq!(job.shelf.read_from(13, 1, 0).next().unwrap(), Next::End);
+}
+
+#[test]
+fn standard_error_is_told_as_it_came_and_once_more_in_the_next_life() {
+    let medium = Arc::new(Memory::default());
+    let (store, _) = open(medium.clone(), &root()).unwrap();
+    let journal = writer(medium.clone());
+    let mut job = store.begin(header(), true, false).unwrap().finish().unwrap();
+    job.write_with(&journal);
+    // Between entries about items, which are sorted, and a failure, which lies in the same log.
+    for entry in [
+        Entry::Stderr("[3 c] one".into()),
+        failed(2, "{c", ""),
+        accepted(0, 2, "a b "),
+        Entry::Stderr("[1 a] two\n[1 a] three".into()),
+        Entry::Ended("over".into()),
+    ] {
+        journal.append(job.id, entry);
+    }
+    assert!(settled(&journal).is_none());
+    let said = |shelf: &Arc<Shelf>, from| {
+        let mut cursor = shelf.read_from(0, 0, from);
+        let mut said = Vec::new();
+        loop {
+            match cursor.next().unwrap() {
+                Next::Stderr(lines) => said.push(String::from_utf8(lines.to_vec()).unwrap()),
+                Next::End => return said,
+                _ => {}
+            }
+        }
+    };
+    let want = ["[3 c] one", "[1 a] two\n[1 a] three"];
+    assert_eq!(
+        (said(&job.shelf, 0), job.shelf.stderr_bytes()),
+        (want.map(String::from).to_vec(), 30)
+    );
+    assert_eq!(read(&job.shelf), ("a b ".to_owned(), vec![("{c".to_owned(), 4)]));
+    drop((journal, store));
+    let (_store, jobs) = open(medium, &root()).unwrap();
+    assert_eq!(said(&jobs[0].shelf, 0), want);
+    assert_eq!(said(&jobs[0].shelf, 1), want[1..]);
+    assert_eq!(read(&jobs[0].shelf), ("a b ".to_owned(), vec![("{c".to_owned(), 4)]));
 }
 
 #[test]
@@ -101,7 +143,7 @@ fn a_long_result_is_read_in_parts_and_each_is_checked() {
     assert_eq!(read(&job.shelf).0, long);
     let segment = root().join("jobs/1/payload-000001");
     medium.flip(&segment, 8 * (PART_BYTES_MAX + 3));
-    let mut cursor = job.shelf.read_from(0, 0);
+    let mut cursor = job.shelf.read_from(0, 0, 0);
     let Next::Output(first) = cursor.next().unwrap() else { panic!("the first part is good") };
     assert_eq!(first.len(), PART_BYTES_MAX);
     let error = cursor.next().unwrap_err().to_string();

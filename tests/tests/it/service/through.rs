@@ -52,6 +52,12 @@ fn every_form_of_map_is_the_same_through_a_coordinator() {
             String::from_utf8_lossy(&theirs.stdout)
         );
     }
+    // What items say is heard, in whatever order they come.
+    let words = ["--", "sh", "-c", "echo $1; echo hm-$1 >&2", "sh"];
+    let said = map(&service, &words, b"a\nb\n").exits(0);
+    for line in ["[1 a] hm-a", "[2 b] hm-b"] {
+        assert!(said.stderr.lines().any(|told| told == line), "{}", said.stderr);
+    }
     let json = map(&service, &["--format", "json", "--builtin", "square"], b"2\nx\n");
     let lines: Vec<serde_json::Value> =
         json.exits(1).text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
