@@ -255,10 +255,6 @@ fn credentials() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
-fn is_credential(path: &Path) -> bool {
-    credentials().is_some_and(|directory| path.starts_with(directory))
-}
-
 /// Where a user's configuration is: `XDG_CONFIG_HOME`, or else `.config` in the home directory.
 #[must_use]
 pub(crate) fn user_directory() -> Option<PathBuf> {
@@ -364,7 +360,8 @@ pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyError> {
         let mode = metadata.mode() & 0o7777;
         // A service manager may let its service in by an access list, which shows as the group's mode; the
         // directory is closed to all others.
-        let loose = if is_credential(path) { LOOSE & !0o070 } else { LOOSE };
+        let is_given = credentials().is_some_and(|directory| path.starts_with(directory));
+        let loose = if is_given { LOOSE & !0o070 } else { LOOSE };
         if mode & loose != 0 {
             return Err(KeyError::Loose { path: path.to_owned(), mode });
         }

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use widemap_cluster::Role;
 use widemap_cluster::config::Config;
-use widemap_proto::jobs::{Blocks, JobName, Submission};
-use widemap_sched::event::JobPolicy;
+use widemap_proto::jobs::{JobName, Submission};
 
 use super::collect::{Done, Outlets, Owner, Signals, Wanted, collect};
 use super::options::{JobArgs, MapArgs};
@@ -16,7 +15,7 @@ use super::place::{self, Sources, Whereabouts};
 use super::settings::Settings;
 use super::{complain, coordinator, job, rerun};
 use crate::client::{self, Coordinator};
-use crate::data::{BlockRule, Source};
+use crate::data::Source;
 use crate::driver::{self, Ending, JournalPlan, Outcome, Plan, Results};
 use crate::embedded::Spawner;
 use crate::error::MapError;
@@ -129,12 +128,8 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         submission: submission.clone(),
     });
     let plan = Plan {
-        policy: policy(&submission),
-        blocks: match submission.blocks {
-            Blocks::ItemWise => BlockRule::ItemWise,
-            Blocks::Fixed(bytes) => BlockRule::Fixed(bytes),
-            Blocks::Schedule => BlockRule::Schedule,
-        },
+        policy: driver::job_policy(submission.spec.function.runtime(), submission.policy.clone()),
+        blocks: driver::block_rule(submission.blocks),
         spec: submission.spec,
         source,
         sources,
@@ -160,21 +155,6 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         journal,
     };
     Ok(Errand::Own(Box::new(plan), spawner))
-}
-
-fn policy(submission: &Submission) -> JobPolicy {
-    let policy = submission.policy.clone();
-    JobPolicy {
-        runtime: submission.spec.function.runtime(),
-        require: policy.require,
-        retries: policy.retries,
-        crash_limit: policy.crash_limit,
-        chunk_items: policy.chunk_items,
-        chunk_target: policy.chunk_target,
-        weight: policy.weight,
-        priority: policy.priority,
-        speculate: policy.speculate,
-    }
 }
 
 /// What was said of workers, which the coordinator has.

@@ -7,7 +7,7 @@ use widemap_common::limits::{
     BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_ITEMS_MAX, BLOCKS_PER_SIZE, READ_BLOCK_BYTES,
 };
 
-use super::input::InputError;
+use super::source::InputError;
 
 /// What decides where a block of input ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

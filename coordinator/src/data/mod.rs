@@ -48,6 +48,7 @@ mod render;
 mod reorder;
 mod report;
 mod sink;
+mod source;
 mod spill;
 mod staging;
 #[cfg(target_os = "linux")]
@@ -63,7 +64,7 @@ pub use failures_file::FailuresFile;
 pub(crate) use format::failures_file_line;
 pub use format::{Format, ResultShape, Shape};
 pub use held::{HeldError, HeldInput};
-pub use input::{Chunk, Input, InputError, InputFile, InputLevel, Source};
+pub use input::{Chunk, Input, InputFile, InputLevel};
 pub(crate) use ledger::{Ledger, LedgerConfig, Rendering};
 pub use merge::{Merge, MergeBounds, MergeConfig, MergeLevel};
 pub use output_file::{OutputFile, OutputFileError};
@@ -72,6 +73,7 @@ pub use prefix::Prefix;
 pub use receipt::{ItemCounts, Unbalanced, receipt_json};
 pub use report::{FailureRecord, Report, Results};
 pub use sink::{SinkConfig, SinkError, SinkReport, SinkTarget};
+pub use source::{InputError, Source};
 pub use spill::SpillError;
 pub use staging::StageError;
 #[cfg(target_os = "linux")]

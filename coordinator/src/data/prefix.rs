@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::block::Block;
-use super::input::InputError;
+use super::source::InputError;
 
 /// The first bytes of an input.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

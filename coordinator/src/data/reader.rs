@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use widemap_common::limits::READ_AHEAD_BLOCKS;
 
 use super::block::{Block, Splitter};
-use super::input::InputError;
 use super::prefix::{Prefix, Trail};
+use super::source::InputError;
 
 /// Called from the thread whenever a block was queued, and at the end.
 pub(super) type Notify = Box<dyn Fn() + Send + Sync>;

@@ -14,10 +14,10 @@ use widemap_common::limits::SINK_QUEUE_BYTES;
 
 use super::failures_file::FailuresFile;
 use super::format::{Format, Shape};
-use super::input::widen_pipe;
 use super::output_file::OutputFile;
 use super::piece::Emit;
 use super::render::Renderer;
+use super::source::widen_pipe;
 use super::spill::Notify;
 
 /// Why the output could not be written.

@@ -26,7 +26,7 @@ use widemap_common::time::Time;
 
 pub(crate) use fleet::{Fleet, LinkStatus};
 pub(crate) use one_shot::run;
-pub(crate) use plan::{Ending, JournalPlan, Outcome, Plan, Results};
+pub(crate) use plan::{Ending, JournalPlan, Outcome, Plan, Results, block_rule, job_policy};
 pub(crate) use service::{Observed, Pulse, ServiceMake, serve};
 pub(crate) use tally::Tally;
 

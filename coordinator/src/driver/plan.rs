@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use widemap_common::spec::JobSpec;
+use widemap_common::spec::{JobSpec, Runtime};
 use widemap_common::time::Timers;
-use widemap_proto::jobs::Submission;
+use widemap_proto::jobs::{Blocks, Policy, Submission};
 use widemap_sched::event::JobPolicy;
 
 use crate::cli::Wait;
@@ -108,4 +108,28 @@ pub(crate) enum Ending {
     ReaderGone,
     /// This signal ended it.
     Signal(i32),
+}
+
+/// How a job is to be run, for the scheduler.
+pub(crate) fn job_policy(runtime: Runtime, policy: Policy) -> JobPolicy {
+    JobPolicy {
+        runtime,
+        require: policy.require,
+        retries: policy.retries,
+        crash_limit: policy.crash_limit,
+        chunk_items: policy.chunk_items,
+        chunk_target: policy.chunk_target,
+        weight: policy.weight,
+        priority: policy.priority,
+        speculate: policy.speculate,
+    }
+}
+
+/// How items are cut.
+pub(crate) fn block_rule(blocks: Blocks) -> BlockRule {
+    match blocks {
+        Blocks::ItemWise => BlockRule::ItemWise,
+        Blocks::Fixed(bytes) => BlockRule::Fixed(bytes),
+        Blocks::Schedule => BlockRule::Schedule,
+    }
 }

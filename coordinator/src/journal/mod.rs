@@ -11,6 +11,7 @@ mod cursor;
 mod error;
 mod extent;
 mod fact;
+mod files;
 pub(crate) mod fuzz;
 mod job_file;
 mod medium;

@@ -16,11 +16,12 @@ use widemap_common::ids::{CoordinatorId, Epoch, JobId};
 
 use super::error::JournalError;
 use super::fact::{self, Fact};
+use super::files::JobFiles;
 use super::job_file::JobHeader;
 use super::medium::{Medium, MediumFile, write_whole};
 use super::record::{self, Found};
 use super::shelf::{FACTS, Final, Shelf, segment_path};
-use super::writer::{JobFiles, Writer};
+use super::writer::Writer;
 
 /// See the file's head.
 pub(crate) struct Store {

@@ -260,7 +260,8 @@ fn a_coordinator_that_is_told_to_end_leaves_its_workers_at_work() {
     assert_eq!(log.runs(), 6, "nothing ran again");
 }
 
-/// Twenty jobs from five clients, with workers and the coordinator killed at random.
+/// Twenty jobs from five clients, and more as long as there is time, with workers and the coordinator killed
+/// at random.
 #[test]
 fn twenty_jobs_survive_whatever_is_killed() {
     let seconds = std::env::var("WIDEMAP_CHAOS_SECONDS").ok().and_then(|text| text.parse().ok());
@@ -282,8 +283,9 @@ fn twenty_jobs_survive_whatever_is_killed() {
                 command.env("WIDEMAP_COORDINATOR", &coordinator);
                 run(command, input.as_bytes())
             };
-            for number in 0..4_u32 {
-                let (key, items) = (format!("{client}-{number}"), 40 + 10 * number);
+            let mut number = 0;
+            while number < 4 || begun.elapsed() < bound {
+                let (key, items) = (format!("{client}-{number}"), 40 + 10 * (number % 4));
                 let script = format!("sleep 0.0{}; echo {key} $1", client + 1);
                 let words = [
                     "submit",
@@ -312,7 +314,9 @@ fn twenty_jobs_survive_whatever_is_killed() {
                     "{key}: {}",
                     done.stderr
                 );
+                number += 1;
             }
+            number
         })
     };
     let clients: Vec<_> = (0..5).map(|client| asks(&service, client)).collect();
@@ -331,6 +335,6 @@ fn twenty_jobs_survive_whatever_is_killed() {
             workers[index] = WorkerProcess::start_with("again", 2, &["--listen", &address]);
         }
     }
-    clients.into_iter().for_each(|client| client.join().unwrap());
-    println!("killed: {kills:?}, {:.1?}", begun.elapsed());
+    let jobs: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    println!("{jobs} jobs, killed: {kills:?}, {:.1?}", begun.elapsed());
 }

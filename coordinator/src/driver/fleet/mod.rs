@@ -5,15 +5,16 @@ mod hints;
 mod places;
 #[cfg(test)]
 mod tests;
+mod worker;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use widemap_common::ids::{AttemptId, Incarnation, JobId, WorkerId};
+use widemap_common::ids::{Incarnation, WorkerId};
 use widemap_common::time::Time;
-use widemap_proto::session::{Credit, Report, WorkerHello};
+use widemap_proto::session::{Report, WorkerHello};
 use widemap_sched::event::{DeathProof, Event, WorkerTraits};
 
 use crate::places::Place;
@@ -22,6 +23,7 @@ use crate::session::{
 };
 use hints::Hints;
 use places::{Named, SourceState};
+pub(crate) use worker::{Worker, WorkerState};
 
 /// See the file's head.
 pub(crate) struct Fleet {
@@ -73,44 +75,6 @@ pub(crate) enum LinkStatus {
     Unreachable(DialError),
     /// Who answers cannot be used, and why.
     Refused(String),
-}
-
-/// One incarnation of a worker.
-pub(crate) struct Worker {
-    /// Who it is.
-    pub(crate) hello: WorkerHello,
-    /// Whether it can be reached.
-    pub(crate) state: WorkerState,
-    /// Whether it said that it is leaving: then its end, however it shows, is no death.
-    pub(crate) is_leaving: bool,
-    /// Where it was reached last.
-    pub(crate) link: LinkId,
-    /// What it may be given, as it said last.
-    pub(crate) credit: Credit,
-    /// Jobs that it was told of.
-    pub(crate) jobs: BTreeSet<JobId>,
-    /// Output bytes received on this stream.
-    pub(crate) received_total: u64,
-    /// Output bytes granted on this stream.
-    pub(crate) granted_total: u64,
-    /// The attempt that may go beyond that, and how far, as it was told last.
-    pub(crate) urgent: Option<(AttemptId, u64)>,
-}
-
-/// Whether a worker can be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WorkerState {
-    /// It is attached.
-    Attached,
-    /// It is attached and takes no new work.
-    Draining,
-    /// Cut off; its attempts stay its own until then.
-    Cut {
-        /// The end of the lease.
-        until: Time,
-    },
-    /// Gone.
-    Dead,
 }
 
 /// The link of a worker whose place leads elsewhere now.
@@ -476,33 +440,6 @@ impl Fleet {
             if let Report::Log(_, text) = report {
                 say(name, text);
             }
-        }
-    }
-}
-
-impl Worker {
-    /// Whether it can be told anything.
-    pub(crate) fn is_attached(&self) -> bool {
-        matches!(self.state, WorkerState::Attached | WorkerState::Draining)
-    }
-
-    /// Whether its attempts are still its own.
-    pub(crate) fn is_or_may_be_alive(&self) -> bool {
-        self.state != WorkerState::Dead
-    }
-
-    fn new(hello: WorkerHello, link: LinkId) -> Self {
-        let credit = Credit { slots: hello.slots, queue: 0 };
-        Self {
-            hello,
-            state: WorkerState::Attached,
-            is_leaving: false,
-            link,
-            credit,
-            jobs: BTreeSet::new(),
-            received_total: 0,
-            granted_total: 0,
-            urgent: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What is only heard decides nothing. The links of these fleets are never polled: nothing is dialled.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use widemap_common::limits::HINTED_LINKS_MAX;
 use widemap_common::time::Timers;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::deliverer::Deliverer;
-use super::{Job, Way, outlets};
+use super::way::Way;
+use super::{Job, outlets};
 use crate::data::{InputError, ItemCounts};
 use crate::driver::plan::{Ending, Outcome};
 use crate::error::MapError;
