@@ -121,6 +121,10 @@ fn a_job_is_handed_in_and_collected_tomorrow() {
         (&"complete".into(), &5.into()),
         "{status}"
     );
+    let explained = service.ask(&["explain", &job, "--format", "json"]).exits(0);
+    let explained: serde_json::Value = serde_json::from_str(explained.text()).unwrap();
+    is_documented(&status);
+    is_documented(&explained);
     let checked =
         run(widemap(&["journal", "check", service.data().to_str().unwrap()]), b"").exits(0);
     assert!(checked.text().contains("sound, 5 items are final"), "{}", checked.text());
@@ -128,6 +132,19 @@ fn a_job_is_handed_in_and_collected_tomorrow() {
     assert!(!service.job(1).exists(), "{}", pruned.stderr);
     let next = service.submit(&[], &["--builtin", "square"], "3\n");
     assert_eq!(next, "j2", "a number is never used again");
+}
+
+/// What programs read is in the README, field by field.
+fn is_documented(value: &serde_json::Value) {
+    let readme = include_str!("../../../README.md");
+    let told = readme.split("**For programs**").nth(1).unwrap().split("**As a service").next();
+    for (field, value) in value.as_object().unwrap() {
+        assert!(told.unwrap().contains(&format!("`{field}`")), "{field} is not in the README");
+        let inner = value.as_array().map_or(Some(value), |list| list.first());
+        if let Some(inner) = inner.filter(|inner| inner.is_object()) {
+            is_documented(inner);
+        }
+    }
 }
 
 #[test]
