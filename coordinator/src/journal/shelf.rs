@@ -146,6 +146,11 @@ impl Shelf {
         self.changes.subscribe()
     }
 
+    /// Another one whenever something was added.
+    pub(crate) fn version(&self) -> u64 {
+        *self.changes.borrow()
+    }
+
     /// Reads the results from a byte of the output, a number of failures and a number of pieces of
     /// standard error on, which have been reached.
     pub(crate) fn read_from(

@@ -25,6 +25,9 @@ pub(super) struct Delivered {
 
 /// See the file's head.
 pub(super) struct Deliverer {
+    shelf: Arc<Shelf>,
+    /// What the shelf was, and whether it may begin, when the thread was stirred last.
+    stirred: (u64, bool),
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -73,12 +76,16 @@ impl Deliverer {
             state.has_failed = outcome.is_err();
             state.outcome = Some(outcome);
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shelf: Arc::clone(shelf), stirred: (0, false), shared, thread: Some(thread) })
     }
 
     /// There may be more to deliver. `may_begin` says that the input is known to be the one that results
     /// are of.
-    pub(super) fn stir(&self, may_begin: bool) {
+    pub(super) fn stir(&mut self, may_begin: bool) {
+        let now = (self.shelf.version(), may_begin);
+        if std::mem::replace(&mut self.stirred, now) == now {
+            return;
+        }
         self.shared.change(|state| {
             state.may_begin |= may_begin;
             state.is_stirred = true;
