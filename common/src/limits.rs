@@ -248,6 +248,9 @@ pub const HISTORY_MAX: usize = 1_024;
 /// The same, of those that did.
 pub const HISTORY_RECENT_MAX: usize = 64;
 
+/// Jobs that have ended and whose attempts are remembered, until the next start.
+pub const PAST_JOBS_MAX: usize = 64;
+
 /// Jobs of a service that are open at a time: their input is being read, and they share the workers.
 pub const JOBS_OPEN_MAX: usize = 64;
 

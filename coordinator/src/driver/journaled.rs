@@ -1,12 +1,14 @@
 //! The journal of one map: the same that a service keeps of its jobs, but for the input, of which only
 //! running hashes are kept.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use widemap_common::framing::Framing;
 use widemap_common::ids::{CoordinatorId, Epoch};
+use widemap_common::spec::Directory;
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{Blocks, Ended, Ending, How, JobCounts, Submission};
 
@@ -65,7 +67,9 @@ impl Journaled {
                 store.begin(header, is_ordered, false)?.finish()?
             }
             (Some(job), true) if job.id == THE_JOB && job.input.is_none() => {
-                if !resume {
+                // One that ended before it read anything is as good as none.
+                let is_begun = job.shelf.ended().is_some() || !job.shelf.inputs().is_empty();
+                if is_begun && !resume {
                     return Err(MapError::JournalThere(directory));
                 }
                 check(&directory, job.header.submission.clone(), &submission)?;
@@ -82,7 +86,7 @@ impl Journaled {
         }
         Ok(Self {
             writer: Arc::new(writer),
-            is_resumed: resume && (is_over || !job.shelf.inputs().is_empty()),
+            is_resumed: is_over || !job.shelf.inputs().is_empty(),
             shelf: job.shelf,
             coordinator: store.coordinator(),
             epoch: store.epoch(),
@@ -106,7 +110,7 @@ impl Journaled {
 }
 
 /// Whether a map is the one that was begun.
-fn check(directory: &std::path::Path, before: Bytes, now: &Submission) -> Result<(), MapError> {
+fn check(directory: &Path, before: Bytes, now: &Submission) -> Result<(), MapError> {
     let before = Submission::from_bytes(before).map_err(|error| JournalError::Version {
         path: directory.to_owned(),
         found: format!("of another build ({error})"),
@@ -131,8 +135,13 @@ fn changes(before: &Submission, now: &Submission) -> Vec<String> {
     let (old, new) = (&before.spec, &now.spec);
     let shown = |submission: &Submission| format!("`{}`", submission.function_shown());
     compare("the function", shown(before), shown(now), old.function != new.function);
-    let debug = |value: &dyn std::fmt::Debug| format!("{value:?}");
-    let framing = (debug(&old.framing), debug(&new.framing));
+    let ends = |framing: Framing| match framing {
+        Framing::Separator(0) => "in NUL".to_owned(),
+        Framing::Separator(b'\n') => "in a newline".to_owned(),
+        Framing::Separator(byte) => format!("in byte {byte}"),
+        Framing::LengthPrefixed => "as a list does".to_owned(),
+    };
+    let framing = (ends(old.framing), ends(new.framing));
     compare("how items end (-0, :::)", framing.0, framing.1, old.framing != new.framing);
     let blocks = |submission: &Submission| match submission.blocks {
         Blocks::ItemWise => "none".to_owned(),
@@ -159,7 +168,12 @@ fn changes(before: &Submission, now: &Submission) -> Vec<String> {
     compare("--timeout", timeouts.0, timeouts.1, old.timeout != new.timeout);
     let most = (old.max_output.to_string(), new.max_output.to_string());
     compare("--max-output", most.0, most.1, old.max_output != new.max_output);
-    let directories = (debug(&old.directory), debug(&new.directory));
+    let place = |directory: &Directory| match directory {
+        Directory::Private => "a private directory".to_owned(),
+        Directory::Inherit => "the worker's own".to_owned(),
+        Directory::Path(path) => String::from_utf8_lossy(path).into_owned(),
+    };
+    let directories = (place(&old.directory), place(&new.directory));
     compare("--wd", directories.0, directories.1, old.directory != new.directory);
     if old.environment != new.environment {
         changes.push("  --env: other variables, or other values of them".to_owned());

@@ -144,7 +144,7 @@ fn changed_input_function_or_policy_is_refused_and_said() {
     refused(&[], &["--builtin", "identity"], "was `--builtin square`, and is `--builtin identity`");
     refused(&["--retries", "3"], &SQUARE, "--retries: was 1, and is 3");
     refused(&["--format", "json"], &SQUARE, "--format: was raw, and is json");
-    refused(&["-0"], &SQUARE, "how items end");
+    refused(&["-0"], &SQUARE, "how items end (-0, :::): was in a newline, and is in NUL");
     refused(&["--timeout", "5"], &SQUARE, "--timeout: was none, and is 5s");
     // How items are sent, and where they run, does not matter.
     let options = ["--local", "1", "--resume", "--chunk", "7"];
@@ -200,6 +200,16 @@ fn a_journal_has_one_map_at_a_time() {
     map.arg("echo");
     let refused = run(map, b"1\n").exits(3);
     assert!(refused.stderr.contains(&nothing), "{}", refused.stderr);
+}
+
+/// What ended before it read anything leaves nothing to go on with, and nobody has to say so.
+#[test]
+fn a_map_that_could_not_start_is_begun_again() {
+    let ground = Ground::new("3\n");
+    let options = ["--local", "1", "--output", "/no/such/directory/out"];
+    let _ = run(ground.map(&options, &SQUARE), b"").exits(2);
+    let done = run(ground.map(&["--local", "1"], &SQUARE), b"").exits(0);
+    assert_eq!(done.text(), "9\n");
 }
 
 /// Scenario 23 for a map: results are checked when they are read again.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use widemap_common::ids::{AttemptId, JobId, WorkerId};
+use widemap_common::limits::PAST_JOBS_MAX;
 use widemap_common::time::Time;
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{AttemptState, AttemptTold, Explanation, WorkerTold, WorkerTraits};
@@ -15,8 +16,9 @@ use widemap_sched::event::Event;
 use super::{Observed, Promise, Service};
 use crate::driver::core::Attempt;
 use crate::driver::fleet::LinkStatus;
+use crate::driver::job::{Ended, Job};
 use crate::journal::Entry;
-use crate::service::{Reply, Request, RequestError};
+use crate::service::{JobEntry, Reply, Request, RequestError};
 
 impl Service {
     pub(super) fn answer(&mut self, request: Request, progressed: &Arc<Notify>) {
@@ -74,32 +76,24 @@ impl Service {
         let entry = self.registry.get(id).ok_or(RequestError::NoSuchJob(id))?;
         let Some(job) = self.core.jobs.get(&id) else {
             let state = entry.status().state;
-            let sentence = match state.name() {
-                "queued" => {
+            let sentence = match (state.name(), item) {
+                ("queued", _) => {
                     format!("{id} waits for its turn: {} jobs are open.", self.running.len())
                 }
-                name => format!("{id} has ended: it is {name}."),
+                (_, Some(item)) => self.explain_past_item(&entry, item)?,
+                (name, None) => format!("{id} has ended: it is {name}."),
             };
-            return Ok(Explanation { sentence, attempts: Vec::new() });
+            let past = self.past.iter().find(|(job, _)| *job == id);
+            let attempts = past.into_iter().flat_map(|(_, attempts)| attempts);
+            let concerns = |told: &&AttemptTold| item.is_none_or(|item| told.range.contains(item));
+            let attempts = attempts.filter(concerns).cloned().collect();
+            return Ok(Explanation { sentence, attempts });
         };
         let sentence = match item {
             None => self.core.scheduler.explain(id),
             Some(item) => self.explain_item(id, item)?,
         };
-        let mut attempts: Vec<_> = job
-            .history(item)
-            .into_iter()
-            .map(|ended| AttemptTold {
-                attempt: ended.attempt,
-                range: ended.range,
-                worker: self.core.fleet.name(ended.worker).to_owned(),
-                assigned_ms: self.unix_ms(ended.assigned),
-                ran: ended.ended.since(ended.assigned),
-                state: ended.state,
-                remark: ended.remark.clone(),
-                speculative: ended.speculative,
-            })
-            .collect();
+        let mut attempts = self.told_of(job, item);
         let own = self.core.attempts.iter().filter(|(_, attempt)| {
             attempt.job == id && item.is_none_or(|item| attempt.range.contains(item))
         });
@@ -107,6 +101,43 @@ impl Service {
         now.sort_by_key(|told| told.attempt);
         attempts.append(&mut now);
         Ok(Explanation { sentence, attempts })
+    }
+
+    /// The attempts of a job that have ended, as far as they are remembered.
+    fn told_of(&self, job: &Job, item: Option<u64>) -> Vec<AttemptTold> {
+        let told = |ended: &Ended| AttemptTold {
+            attempt: ended.attempt,
+            range: ended.range,
+            worker: self.core.fleet.name(ended.worker).to_owned(),
+            assigned_ms: self.unix_ms(ended.assigned),
+            ran: ended.ended.since(ended.assigned),
+            state: ended.state,
+            remark: ended.remark.clone(),
+            speculative: ended.speculative,
+        };
+        job.history(item).into_iter().map(told).collect()
+    }
+
+    /// Remembers what became of a job that has ended, for a while.
+    pub(super) fn remember(&mut self, id: JobId, job: &Job) {
+        if self.past.len() >= PAST_JOBS_MAX {
+            self.past.pop_front();
+        }
+        let attempts = self.told_of(job, None);
+        self.past.push_back((id, attempts));
+    }
+
+    fn explain_past_item(&self, entry: &JobEntry, item: u64) -> Result<String, RequestError> {
+        let (id, number, counts) = (entry.id, item + 1, entry.status().counts);
+        if item >= counts.read {
+            return Err(RequestError::NoSuchItem { job: id, item: number, read: counts.read });
+        }
+        let shelf = self.kept.shelf(id);
+        Ok(match shelf.and_then(|shelf| shelf.is_final(item)) {
+            Some(true) => format!("Item {number} of {id} has failed for good."),
+            Some(false) => format!("Item {number} of {id} has succeeded."),
+            None => format!("Item {number} of {id} was not run to its end before the job ended."),
+        })
     }
 
     fn explain_item(&self, id: JobId, item: u64) -> Result<String, RequestError> {

@@ -73,6 +73,7 @@ impl Service {
     pub(super) fn end(&mut self, id: JobId) {
         let counts = self.counts(id);
         let Some(mut job) = self.core.jobs.remove(&id) else { return };
+        self.remember(id, &job);
         let how = self.running.get_mut(&id).and_then(|running| running.how.take());
         let how = match (how, job.take_input_error()) {
             (Some(how), _) => how,

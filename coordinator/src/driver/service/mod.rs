@@ -7,7 +7,7 @@ mod jobs;
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use widemap_common::ids::JobId;
 use widemap_common::limits::{DRIVER_QUEUE, KEEP_CHECK_MS, STATUS_MS};
 use widemap_common::time::{Time, Timers};
 use widemap_proto::VERSION;
-use widemap_proto::jobs::{Prune, Pruned};
+use widemap_proto::jobs::{AttemptTold, Prune, Pruned};
 use widemap_proto::session::CoordinatorHello;
 use widemap_sched::{Scheduler, SchedulerConfig};
 
@@ -112,6 +112,8 @@ pub(super) struct Service {
     /// Jobs whose turn has not come, the next one first.
     queued: BTreeSet<(Reverse<i32>, JobId)>,
     running: BTreeMap<JobId, Running>,
+    /// Attempts of jobs that have ended, the latest ones last, for who asks why they ended so.
+    past: VecDeque<(JobId, Vec<AttemptTold>)>,
     /// What is said once an entry is durable, in the order of the entries.
     promises: Vec<(Ticket, Promise)>,
     returning: Returning,
@@ -190,6 +192,7 @@ impl Service {
             requests: make.requests,
             queued: BTreeSet::new(),
             running: BTreeMap::new(),
+            past: VecDeque::new(),
             promises: Vec::new(),
             returning: Returning::default(),
             keep: make.keep,

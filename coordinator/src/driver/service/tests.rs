@@ -20,8 +20,8 @@ use widemap_common::limits;
 use widemap_common::spec::{Directory, Function, JobSpec};
 use widemap_common::time::Timers;
 use widemap_proto::jobs::{
-    Blocks, Collecting, How, Job, JobName, JobState, OutputForm, Policy, Position, Prune,
-    Submission,
+    AttemptState, Blocks, Collecting, How, Job, JobName, JobState, OutputForm, Policy, Position,
+    Prune, Submission,
 };
 use widemap_worker::{Context, FunctionError, Output, Registry as Functions, Worker, WorkerConfig};
 
@@ -349,6 +349,17 @@ async fn a_job_is_paused_gone_on_with_given_up_and_explained() {
     assert!(matches!(&cancelled.status.ending().unwrap().how, How::Cancelled));
     assert_eq!(life.collect(job).await.0, "1\n");
     assert!(matches!(life.desk.pause(&name).await, Err(DeskError::Refused(_))));
+    // Why it ended so can be asked for afterwards.
+    let told = life.desk.explain(job, Some(0)).await.unwrap();
+    assert_eq!(told.sentence, "Item 1 of j1 has succeeded.");
+    let told = life.desk.explain(job, Some(1)).await.unwrap();
+    assert!(told.sentence.contains("was not run to its end"), "{told:?}");
+    assert!(
+        told.attempts.iter().all(|attempt| attempt.state == AttemptState::Cancelled),
+        "{told:?}"
+    );
+    assert!(!told.attempts.is_empty() && told.attempts[0].worker == "ann", "{told:?}");
+    assert!(matches!(life.desk.explain(job, Some(99)).await, Err(DeskError::Refused(_))));
     let pruned = life.desk.prune(Prune::default()).await.unwrap();
     assert_eq!(pruned.jobs, [job]);
     assert!(pruned.freed_bytes >= numbers(4).len() as u64);
