@@ -69,7 +69,10 @@ pub(super) fn say(outcome: &Outcome, quiet: bool, rerun: Option<&str>, took: Opt
     if let Some(advice) = &outcome.advice {
         say::line(&format!("widemap: {advice}"));
     }
-    if hushed || matches!(outcome.ending, Ending::ReaderGone) {
+    // Of an input that is refused there is nothing to sum up.
+    let is_refused =
+        matches!(&outcome.error, Some(MapError::Input(error)) if error.is_before_start());
+    if hushed || is_refused || matches!(outcome.ending, Ending::ReaderGone) {
         return;
     }
     let Some(elapsed) = took else { return };

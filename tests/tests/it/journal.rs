@@ -140,6 +140,7 @@ fn changed_input_function_or_policy_is_refused_and_said() {
         let refused = run(ground.map(&options, command), b"").exits(2);
         assert!(refused.stderr.contains(says), "{}", refused.stderr);
         assert!(refused.stdout.is_empty(), "nothing is emitted");
+        assert!(!refused.stderr.contains("0 failed"), "nothing is summed up: {}", refused.stderr);
     };
     refused(&[], &["--builtin", "identity"], "was `--builtin square`, and is `--builtin identity`");
     refused(&["--retries", "3"], &SQUARE, "--retries: was 1, and is 3");
