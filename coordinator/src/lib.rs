@@ -22,6 +22,7 @@ mod say;
 mod service;
 mod session;
 mod summary;
+mod thread;
 
 /// The parts of a session that have no network in them, for the simulation.
 #[doc(hidden)]

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +14,7 @@ use widemap_common::limits::READ_AHEAD_BLOCKS;
 use super::block::{Block, Splitter};
 use super::prefix::{Prefix, Trail};
 use super::source::InputError;
+use crate::thread::Thread;
 
 /// Called from the thread whenever a block was queued, and at the end.
 pub(super) type Notify = Box<dyn Fn() + Send + Sync>;
@@ -24,7 +24,7 @@ pub(super) struct Reader {
     shared: Arc<Shared>,
     /// Closed to wake the thread from its wait for input.
     wake: Option<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
 }
 
 /// What [`Reader::take`] found.
@@ -77,7 +77,7 @@ impl Reader {
         let (wake_read, wake_write) = rustix::pipe::pipe()?;
         let shared = Arc::new(Shared { state: Mutex::default(), room: Condvar::new(), notify });
         let for_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("input".into()).spawn(move || {
+        let thread = Thread::start("input", move || {
             // Whatever ends the thread, a panic too, the driver hears of it.
             let _over = OverAtEnd(&for_thread);
             let (mut splitter, mut reading) = (splitter, reading);
@@ -90,7 +90,7 @@ impl Reader {
             }
             for_thread.lock().end = end.transpose();
         })?;
-        Ok(Self { shared, wake: Some(wake_write), thread: Some(thread) })
+        Ok(Self { shared, wake: Some(wake_write), thread })
     }
 
     /// Takes what has arrived.
@@ -99,11 +99,8 @@ impl Reader {
         let (blocks, end) = (std::mem::take(&mut state.queue), state.end.take());
         let (prefix, is_checked, is_over) = (state.prefix, state.is_checked, state.is_over);
         drop(state);
-        if is_over
-            && let Some(thread) = self.thread.take()
-            && let Err(panic) = thread.join()
-        {
-            std::panic::resume_unwind(panic);
+        if is_over {
+            self.thread.reap();
         }
         Arrived { blocks, end, prefix, is_checked }
     }
@@ -122,10 +119,7 @@ impl Drop for Reader {
         self.shared.lock().closed = true;
         self.shared.room.notify_one();
         drop(self.wake.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed; a drop must not panic again.
-            let _ = thread.join();
-        }
+        self.thread.leave();
     }
 }
 

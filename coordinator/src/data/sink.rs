@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use widemap_common::limits::SINK_QUEUE_BYTES;
 
@@ -19,6 +18,7 @@ use super::piece::Emit;
 use super::render::Renderer;
 use super::source::widen_pipe;
 use super::spill::Notify;
+use crate::thread::Thread;
 
 /// Why the output could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +141,7 @@ impl SinkTarget {
 /// The sink as its owner, the merge, sees it.
 pub(super) struct Sink {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
 }
 
 /// The work of a sink that has no thread, done by hand.
@@ -190,14 +190,14 @@ impl Sink {
         let shared = Arc::new(Shared::new(SINK_QUEUE_BYTES, notify));
         let for_thread = Arc::clone(&shared);
         let name = config.target.name.clone();
-        let thread = std::thread::Builder::new().name("output".into()).spawn(move || {
+        let thread = Thread::start("output", move || {
             // Whatever ends the thread, a panic too, the driver hears of it.
             let _over = OverAtEnd(&for_thread);
             let outcome = for_thread.run(Renderer::new(config));
             for_thread.lock().outcome = Some(outcome);
         });
         match thread {
-            Ok(thread) => Ok(Self { shared, thread: Some(thread) }),
+            Ok(thread) => Ok(Self { shared, thread }),
             Err(source) => Err(SinkError::Start { name, source }),
         }
     }
@@ -215,7 +215,7 @@ impl Sink {
             taken: VecDeque::new(),
             error: None,
         };
-        (Self { shared, thread: None }, steps)
+        (Self { shared, thread: Thread::default() }, steps)
     }
 
     /// Whether more can be handed over, beside `outgoing_bytes`. If not, the owner is notified when
@@ -257,11 +257,8 @@ impl Sink {
         let mut queue = self.shared.lock();
         let (is_over, outcome) = (queue.is_over, queue.outcome.take());
         drop(queue);
-        if is_over
-            && let Some(thread) = self.thread.take()
-            && let Err(panic) = thread.join()
-        {
-            std::panic::resume_unwind(panic);
+        if is_over {
+            self.thread.reap();
         }
         outcome
     }
@@ -284,9 +281,8 @@ impl Drop for Sink {
         self.shared.wake.notify_one();
         // A thread that is in the middle of a write may wait for a reader that never reads: then it
         // can not be joined, and ends by itself, or with the process.
-        if is_idle && let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed; a drop must not panic again.
-            let _ = thread.join();
+        if is_idle {
+            self.thread.leave();
         }
     }
 }

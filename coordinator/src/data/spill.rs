@@ -10,11 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use rustix::io::Errno;
 use widemap_common::limits::SPILL_QUEUE_BYTES;
+
+use crate::thread::Thread;
 
 /// Why results could not be kept on disk.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +80,7 @@ struct Open {
     shared: Arc<Shared>,
     /// Where the next extent begins.
     end: u64,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
 }
 
 /// A piece of the file. Its last owner gives the space back, in whatever thread that is.
@@ -134,7 +135,7 @@ impl Spill {
         let directory = PathBuf::from("/memory");
         let shared = Arc::new(Shared::new(file, directory.clone(), Arc::clone(&notify)));
         let steps = SpillSteps { shared: Arc::clone(&shared) };
-        let state = State::Open(Open { shared, end: 0, thread: None });
+        let state = State::Open(Open { shared, end: 0, thread: Thread::default() });
         (Self { directory, bytes_max, queue_bytes_max, notify, state }, steps)
     }
 
@@ -223,9 +224,8 @@ impl Open {
     fn start(file: File, directory: PathBuf, notify: Notify) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(file, directory, notify));
         let for_thread = Arc::clone(&shared);
-        let thread =
-            std::thread::Builder::new().name("spill".into()).spawn(move || for_thread.run())?;
-        Ok(Self { shared, end: 0, thread: Some(thread) })
+        let thread = Thread::start("spill", move || for_thread.run())?;
+        Ok(Self { shared, end: 0, thread })
     }
 
     fn put(&mut self, payload: Vec<Bytes>) -> Arc<Extent> {
@@ -254,10 +254,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed; a drop must not panic again.
-            let _ = thread.join();
-        }
+        self.thread.leave();
     }
 }
 

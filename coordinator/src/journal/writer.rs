@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +17,7 @@ use super::files::{JobFiles, Written};
 use super::medium::Medium;
 use crate::data::Prefix;
 use crate::failpoint;
+use crate::thread::Thread;
 
 /// Results as their owner has them, rendered by the writer's thread.
 pub(crate) trait Payload: Send {
@@ -65,7 +65,7 @@ impl Durable {
 /// See the file's head.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
 }
 
 struct Shared {
@@ -135,9 +135,9 @@ impl Writer {
             meter: Box::new(meter),
         });
         let for_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("journal".into());
-        let thread = thread.spawn(move || for_thread.run()).map_err(JournalError::Start)?;
-        Ok(Self { shared, thread: Some(thread) })
+        let thread =
+            Thread::start("journal", move || for_thread.run()).map_err(JournalError::Start)?;
+        Ok(Self { shared, thread })
     }
 
     /// Entries of this job will come.
@@ -194,10 +194,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.lock().is_closed = true;
         self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed; a drop must not panic again.
-            let _ = thread.join();
-        }
+        self.thread.leave();
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use widemap_common::limits::SUMMARY_FAILURES;
 
@@ -11,6 +10,7 @@ use crate::data::{Delivery, SinkError, SinkReport, failures_file_line};
 use crate::failpoint;
 use crate::journal::{Cursor, Next, Shelf};
 use crate::summary::NamedFailure;
+use crate::thread::Thread;
 
 /// Called, from the thread, when it is over.
 type Notify = Box<dyn Fn() + Send + Sync>;
@@ -29,7 +29,7 @@ pub(super) struct Deliverer {
     /// What the shelf was, and whether it may begin, when the thread was stirred last.
     stirred: (u64, bool),
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
 }
 
 struct Shared {
@@ -68,7 +68,7 @@ impl Deliverer {
         let (state, wake) = (Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { state, wake, notify: Box::new(notify) });
         let (for_thread, cursor) = (Arc::clone(&shared), shelf.read_from(0, 0, 0));
-        let thread = std::thread::Builder::new().name("output".into()).spawn(move || {
+        let thread = Thread::start("output", move || {
             // Whatever ends the thread, a panic too, the driver hears of it.
             let _over = OverAtEnd(&for_thread);
             let outcome = for_thread.run(cursor, delivery);
@@ -76,7 +76,7 @@ impl Deliverer {
             state.has_failed = outcome.is_err();
             state.outcome = Some(outcome);
         })?;
-        Ok(Self { shelf: Arc::clone(shelf), stirred: (0, false), shared, thread: Some(thread) })
+        Ok(Self { shelf: Arc::clone(shelf), stirred: (0, false), shared, thread })
     }
 
     /// There may be more to deliver. `may_begin` says that the input is known to be the one that results
@@ -102,11 +102,8 @@ impl Deliverer {
         let mut state = self.shared.lock();
         let (is_over, outcome) = (state.is_over, state.outcome.take());
         drop(state);
-        if is_over
-            && let Some(thread) = self.thread.take()
-            && let Err(panic) = thread.join()
-        {
-            std::panic::resume_unwind(panic);
+        if is_over {
+            self.thread.reap();
         }
         outcome
     }
@@ -125,9 +122,8 @@ impl Drop for Deliverer {
         drop(state);
         self.shared.wake.notify_one();
         // One that waits for a reader that never reads can not be joined: it ends with the process.
-        if is_idle && let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed; a drop must not panic again.
-            let _ = thread.join();
+        if is_idle {
+            self.thread.leave();
         }
     }
 }
