@@ -172,8 +172,15 @@ fn a_coordinator_killed_at_any_step_goes_on_and_runs_nothing_again() {
             let job =
                 service.submit(&["--chunk", "1"], &log.noting("sleep 0.02"), &numbers(1..=30));
             // Some steps come only with a reader.
-            let results = service.asking(&["results", &job]);
-            let reader = std::thread::spawn(move || run(results, b""));
+            let (address, wanted) = (service.address.clone(), job.clone());
+            let collect = move || {
+                let mut results = widemap(&["results", &wanted]);
+                results.env("WIDEMAP_COORDINATOR", &address);
+                run(results, b"")
+            };
+            // Who comes when nobody is there is told so, and comes again.
+            let is_done = |done: &Run| done.status != 3;
+            let reader = std::thread::spawn(move || eventually("it is read", collect, is_done));
             eventually(name, || service.process().has_ended(), |&ended| ended);
             service.process = None;
             service.begin(None);
