@@ -40,8 +40,11 @@ impl Health {
     /// # Errors
     /// Why it does not.
     pub(super) fn live(&self) -> Result<&'static str, String> {
-        if self.stage.load(Ordering::Relaxed) == STARTING {
-            return Ok("starting: the journal is being read");
+        match self.stage.load(Ordering::Relaxed) {
+            STARTING => return Ok("starting: the journal is being read"),
+            // What is on its way to the disk is waited for, however long that takes.
+            ENDING => return Ok("ending"),
+            _ => {}
         }
         let silent_ms = self.elapsed_ms().saturating_sub(self.beaten_ms.load(Ordering::Relaxed));
         match silent_ms >= HEALTH_PATIENCE_MS {
@@ -90,6 +93,7 @@ mod tests {
         health.beat();
         assert!(health.is_ready().is_ok());
         health.ready(false);
+        tokio::time::advance(Duration::from_millis(3 * HEALTH_PATIENCE_MS)).await;
         assert!(health.live().is_ok() && health.is_ready().unwrap_err().contains("ending"));
     }
 }
