@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use widemap_tests::{Run, WorkerProcess, binary, eventually, run, widemap};
+use widemap_tests::{Run, WorkerProcess, binary, eventually, needs, run, widemap};
 
 use crate::support::{Key, numbers, places};
 
@@ -146,17 +146,49 @@ fn a_service_logs_its_jobs_as_json_if_that_is_wanted() {
     assert!(ended["timestamp"].is_string());
 }
 
+const UNITS: [&str; 2] = ["widemap-serve", "widemap-worker"];
+
+fn unit(name: &str) -> String {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    std::fs::read_to_string(root.join(format!("deploy/systemd/{name}.service"))).unwrap()
+}
+
 #[test]
 fn the_units_use_options_that_there_are() {
-    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    for name in ["widemap-serve", "widemap-worker"] {
-        let path = root.join(format!("deploy/systemd/{name}.service"));
-        let unit = std::fs::read_to_string(path).unwrap();
+    for name in UNITS {
+        let unit = unit(name);
         let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
         let (program, options) = line.split_once(' ').unwrap();
         let mut command = Command::new(binary(program.rsplit('/').next().unwrap()));
         // What it does not know it says before it helps.
         command.args(options.split(' ')).arg("--help");
         let _ = run(command, b"").exits(0);
+    }
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    if !needs("systemd_finds_nothing_wrong_with_the_units", "systemd-analyze") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    for name in UNITS {
+        // It wants the program to be where the unit says.
+        let installed = format!("/usr/local/bin/{name}").replace("-serve", "");
+        let built = binary(installed.rsplit('/').next().unwrap());
+        let path = directory.path().join(format!("{name}.service"));
+        let found = |unit: &str| {
+            std::fs::write(&path, unit.replace(&installed, built.to_str().unwrap())).unwrap();
+            let mut verify = Command::new("systemd-analyze");
+            verify.arg("verify").arg(&path);
+            let verified = run(verify, b"");
+            // What it has to say of other units of this host is not asked here.
+            let lines = verified.stderr.lines();
+            Vec::from_iter(lines.filter(|line| line.contains(name)).map(str::to_owned))
+        };
+        assert_eq!(found(&unit(name)), [""; 0]);
+        // A key that it does not know it names, and exits with 0 all the same.
+        let misspelt = found(&unit(name).replace("RestartSec=", "RestartSecs="));
+        assert!(misspelt.iter().any(|line| line.contains("RestartSecs")), "{misspelt:?}");
     }
 }
