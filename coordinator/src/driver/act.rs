@@ -81,7 +81,9 @@ impl Core {
         match ticket {
             Some(ticket) => {
                 self.unsettled.wait(ticket, worker, attempt);
-                self.hold_back(worker);
+                if self.unsettled.are_many(worker) {
+                    self.hold_back(worker);
+                }
             }
             None => self.forget(worker, attempt),
         }
