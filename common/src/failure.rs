@@ -56,6 +56,9 @@ pub struct Fault {
     pub exit: Option<i32>,
     /// The signal that ended its process, if one did.
     pub signal: Option<i32>,
+    /// The function is not made for its runtime, or for the items: it gave another number of lines than one
+    /// where it has to give exactly one, or the item is no JSON.
+    pub unfit: bool,
     /// Where the item's output begins in the attempt's output, in bytes.
     pub output_offset: u64,
     /// How many bytes of the attempt's output are the failed item's, and are left out.

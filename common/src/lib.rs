@@ -1,6 +1,7 @@
 //! What both sides of Widemap share: ids, time, backoff, limits, timers, framing and the job's
 //! specification. There is no policy here: policy is the scheduler's.
 
+pub mod artifact;
 pub mod backoff;
 pub mod failure;
 pub mod framing;

@@ -22,7 +22,7 @@ pub const CHUNK_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The most items in one chunk: what is told of each of them (lengths, durations, failures) must fit
 /// one message of gRPC, 4 MiB.
-pub const CHUNK_ITEMS_MAX: u32 = 1 << 15;
+pub const CHUNK_ITEMS_MAX: u32 = 1 << 16;
 
 /// The most items in one block of the block-wise runtimes, which fail and are told of as a whole.
 pub const BLOCK_ITEMS_MAX: u32 = 1 << 30;
@@ -368,6 +368,10 @@ pub const JOURNAL_RECORD_BYTES: usize = 256 * 1024 * 1024;
 
 /// A segment of the journal's results is not made longer than about that.
 pub const JOURNAL_SEGMENT_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// What is handed in goes to the disk each time that so much more of it has come.
+pub const DRAFT_SYNC_BYTES: u64 = 16 * 1024 * 1024;
+
 /// Attempts that are told of a job or an item: the latest ones.
 pub const ATTEMPTS_TOLD_MAX: usize = 1_000;
 
@@ -397,3 +401,35 @@ pub const HTTP_HEAD_MS: u64 = 5_000;
 
 /// What a service keeps of what the items of one job write on their standard error.
 pub const JOB_STDERR_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Files that travel with one job, directories counted.
+pub const JOB_FILES_MAX: usize = 10_000;
+
+/// The bytes of all their paths, so that a job's description stays far below the size of a message.
+pub const JOB_FILES_NAMES_BYTES_MAX: usize = 1024 * 1024;
+
+/// When so many items of a job have failed in the way of a program that is of no use for its runtime, and
+/// no other has come out, the job is given up.
+pub const UNFIT_ITEMS: u64 = 10;
+
+/// Output of several items that a filter has printed and that is not known to be right. Beyond it they run
+/// in smaller groups.
+pub const FILTER_GROUP_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The longest Python file that has a function to be mapped.
+pub const PYTHON_SOURCE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The longest module of WebAssembly that is mapped.
+pub const WASM_MODULE_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// The least urgent that items may be, as for `nice`.
+pub const NICE_MAX: u8 = 19;
+
+/// The memory that one block of a module of WebAssembly may take, unless told (`--memory`).
+pub const WASM_MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Compiled modules of WebAssembly that a worker keeps for the next job that has them.
+pub const WASM_MODULES_KEPT: usize = 8;
+
+/// What a worker keeps of files of jobs on its disk, unless told (`--file-cache`).
+pub const FILE_CACHE_BYTES: u64 = 4 * 1024 * 1024 * 1024;

@@ -73,6 +73,9 @@ pub struct Timers {
     /// How long output is still read once an item's own process has ended and a child of it holds
     /// the pipe open.
     pub pipe_grace_ms: u64,
+    /// A filter that prints nothing for so long has its standard input closed, so that it prints what it
+    /// holds back.
+    pub filter_silence_ms: u64,
     /// The first pause before a failed item runs again; it doubles for each further run.
     pub retry_ms: u64,
     /// The longest pause before a failed item runs again.
@@ -93,6 +96,7 @@ impl Default for Timers {
             redial_max_ms: 2_000,
             kill_grace_ms: 2_000,
             pipe_grace_ms: 500,
+            filter_silence_ms: 200,
             retry_ms: 50,
             retry_max_ms: 5_000,
         }
@@ -111,7 +115,7 @@ pub enum TimersError {
 }
 
 impl Timers {
-    const NAMES: [&'static str; 13] = [
+    const NAMES: [&'static str; 14] = [
         "heartbeat_ms",
         "keepalive_ms",
         "keepalive_timeout_ms",
@@ -123,6 +127,7 @@ impl Timers {
         "redial_max_ms",
         "kill_grace_ms",
         "pipe_grace_ms",
+        "filter_silence_ms",
         "retry_ms",
         "retry_max_ms",
     ];
@@ -140,6 +145,7 @@ impl Timers {
             "redial_max_ms" => &mut self.redial_max_ms,
             "kill_grace_ms" => &mut self.kill_grace_ms,
             "pipe_grace_ms" => &mut self.pipe_grace_ms,
+            "filter_silence_ms" => &mut self.filter_silence_ms,
             "retry_ms" => &mut self.retry_ms,
             "retry_max_ms" => &mut self.retry_max_ms,
             _ => return None,

@@ -1,5 +1,5 @@
 //! Durations and sizes as they are typed: `250ms`, `10s`, `5m`, a bare number of seconds; `64K`,
-//! `8M`, `1G`, a bare number of bytes.
+//! `8M`, `1G`, a bare number of bytes; and sizes as they are shown.
 
 use std::time::Duration;
 
@@ -52,9 +52,31 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     count.checked_mul(1 << shift).ok_or_else(bad)
 }
 
+/// A size for people, in powers of 1024: `12 bytes`, `1.5 MiB`.
+#[must_use]
+pub fn size_shown(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_shown_with_their_unit() {
+        for (bytes, shown) in
+            [(0, "0 bytes"), (1023, "1023 bytes"), (1 << 10, "1.0 KiB"), (3 << 19, "1.5 MiB")]
+        {
+            assert_eq!(size_shown(bytes), shown);
+        }
+    }
 
     #[test]
     fn durations_and_sizes_read_as_they_are_typed() {

@@ -110,8 +110,13 @@ pub(crate) enum MapError {
     #[error("no command was given")]
     NoFunction,
     /// Two things to run were named.
-    #[error("a command stands beside --builtin: `{0}`")]
-    TwoFunctions(String),
+    #[error("a command stands beside {flag}: `{command}`")]
+    TwoFunctions {
+        /// The option that names the other.
+        flag: &'static str,
+        /// The command's first word.
+        command: String,
+    },
     /// Items would be typed by hand.
     #[error("no items: standard input is a terminal, and neither -a nor ::: was given")]
     NoItems,
@@ -171,6 +176,9 @@ pub(crate) enum MapError {
     /// The input cannot be read.
     #[error(transparent)]
     Input(#[from] crate::data::InputError),
+    /// A file of the job cannot be sent to workers.
+    #[error("{0}")]
+    File(String),
     /// The output cannot be written.
     #[error(transparent)]
     Output(#[from] crate::data::SinkError),
@@ -208,6 +216,25 @@ pub(crate) enum MapError {
         /// Each worker and why.
         refusals: Vec<String>,
     },
+    /// The program of `--filter` is no filter.
+    #[error(
+        "the program does not answer each line with one line: the first {items} all failed so, item 1 \
+         with: {first}"
+    )]
+    NoFilter {
+        /// How many items were looked at.
+        items: u64,
+        /// What was wrong with the first.
+        first: String,
+    },
+    /// The items of a Python function are no JSON.
+    #[error("item {item} cannot be read, and none has succeeded: {why}")]
+    NotJson {
+        /// The first one of which this is known, from 1.
+        item: u64,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The counts do not add up.
     #[error(transparent)]
     Unbalanced(#[from] crate::data::Unbalanced),
@@ -218,7 +245,18 @@ impl MapError {
     pub(crate) fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NoFunction => "for example: seq 10 | widemap map -- echo {}",
-            Self::TwoFunctions(_) => "name either a command or --builtin NAME",
+            Self::TwoFunctions { flag: "--python", .. } => {
+                "items come from standard input or follow `:::` (seq 10 | widemap map --python \
+                 square.py:square); an option of ours goes before what is to run"
+            }
+            Self::TwoFunctions { flag: "--wasm", .. } => {
+                "items come from standard input or follow `:::` (widemap map --wasm count.wasm < lines); an \
+                 option of ours goes before what is to run"
+            }
+            Self::TwoFunctions { .. } => "name either a command or --builtin NAME",
+            Self::NotJson { .. } => {
+                "--text gives the function each item as a string (widemap map --python FILE.py:FUNCTION --text)"
+            }
             Self::NoItems => {
                 "pipe a list in (seq 10 | widemap map -- echo {}), name a file (-a FILE), or list \
                  items (widemap map echo {} ::: a b c)"
@@ -270,6 +308,8 @@ impl MapError {
             | Self::Submit(SubmitError::Jobs(JobsError::Distrust { .. })) => {
                 "give both sides the same key file (`widemap key show` tells which cluster a key is of)"
             }
+            Self::File(_) => "run it again, and leave the file alone until it has ended",
+            Self::NoFilter { .. } => "--pipe allows any number of lines, for a block of items",
             Self::Unbalanced(_) => "please report it with the command and its receipt",
             _ => return None,
         })
@@ -279,7 +319,7 @@ impl MapError {
     pub(crate) fn status(&self) -> u8 {
         match self {
             Self::NoFunction
-            | Self::TwoFunctions(_)
+            | Self::TwoFunctions { .. }
             | Self::NoItems
             | Self::TwoSources(..)
             | Self::Separator(_)
@@ -303,6 +343,8 @@ impl MapError {
             | Self::NotWithCoordinator { .. }
             | Self::SeveralCoordinators(_)
             | Self::JobUnusable { .. }
+            | Self::NoFilter { .. }
+            | Self::NotJson { .. }
             | Self::Unusable { .. } => exit::USAGE,
             Self::Cancelled(_) => exit::ITEMS_FAILED,
             Self::Jobs(error) | Self::Submit(SubmitError::Jobs(error)) => by_jobs(error),
@@ -315,6 +357,7 @@ impl MapError {
             Self::Journal(_)
             | Self::Api(_)
             | Self::Input(_)
+            | Self::File(_)
             | Self::Output(_)
             | Self::OutputFile(_)
             | Self::Receipt(_)

@@ -67,7 +67,7 @@ impl NamedFailure {
             (None, Some(item)) => format!("item {} `{}`", failure.seq, data::item_shown(&item)),
             (None, None) => format!("item {}", failure.seq),
         };
-        let message = data::line_shown(&failure.error.unwrap_or_default());
+        let message = data::message_shown(&failure.error.unwrap_or_default());
         Some(Self { item, message })
     }
 }
@@ -83,8 +83,10 @@ pub(crate) fn lines(
     let mut lines = Vec::new();
     for failure in failures.iter().take(SUMMARY_FAILURES) {
         let NamedFailure { item, message } = failure;
-        let message = message.lines().next().unwrap_or_default();
-        lines.push(format!("widemap: failed: {item}: {message}"));
+        let mut told = message.lines();
+        let what = told.next().unwrap_or_default();
+        lines.push(format!("widemap: failed: {item}: {what}"));
+        lines.extend(told.map(|line| format!("  {line}")));
         if item.ends_with("\\r`") {
             lines.push(
                 "  hint: the item ends in a carriage return: is the list from Windows? (tr -d '\\r')".to_owned(),
@@ -166,10 +168,8 @@ mod tests {
         let left_out = BTreeMap::from([("bob".to_owned(), 2)]);
         let counts =
             Counts { read: 10, ok: 8, failed: 1, workers: 2, left_out, ..Counts::default() };
-        let failure = NamedFailure {
-            item: "item 3 `x\\r`".into(),
-            message: "exited with status 1\nmore".into(),
-        };
+        let failure =
+            NamedFailure { item: "item 3 `x\\r`".into(), message: "exited with status 1".into() };
         let file = Path::new("f.jsonl");
         let lines =
             lines(&counts, &[failure], Some(file), Some("again"), Duration::from_millis(1500));

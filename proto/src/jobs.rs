@@ -11,6 +11,7 @@ use widemap_common::ids::JobId;
 use widemap_common::limits::ITEM_CHARS_SHOWN;
 use widemap_common::spec::{Function, JobSpec};
 
+use crate::artifact::ArtifactPart;
 pub use told::{AttemptState, AttemptTold, Explanation, Prune, Pruned, WorkerTold, WorkerTraits};
 
 /// Everything about a job but its items.
@@ -82,6 +83,8 @@ pub struct OutputForm {
 pub enum Submitting {
     /// The first one.
     Begin(Box<Submission>),
+    /// A part of what is in the job's files.
+    Artifact(ArtifactPart),
     /// A part of the items.
     Items(JobPart),
     /// The last one: the length of the input.
@@ -284,8 +287,13 @@ impl Submission {
             (self.blocks != other.blocks, "the size of its blocks (--block)"),
             (spec.directory != others.directory, "its directory (--wd)"),
             (spec.environment != others.environment, "its environment (--env)"),
+            (spec.files != others.files, "its files (--file)"),
             (spec.timeout != others.timeout, "its time limit (--timeout)"),
             (spec.max_output != others.max_output, "its output limit (--max-output)"),
+            (
+                spec.limits != others.limits,
+                "what an item may take (--memory, --cpu-seconds, --nice)",
+            ),
             (policy.retries != other_policy.retries, "its retries (--retries)"),
             (policy.require != other_policy.require, "the labels that it requires (--require)"),
             (
@@ -307,9 +315,14 @@ impl Submission {
             Function::Exec { argv } => {
                 argv.iter().map(|word| String::from_utf8_lossy(word.text())).collect()
             }
-            Function::Pipe { argv } => {
+            Function::Filter { argv } | Function::Pipe { argv } => {
                 argv.iter().map(|word| String::from_utf8_lossy(word)).collect()
             }
+            Function::Python(python) => vec![
+                "--python".into(),
+                format!("{}:{}", String::from_utf8_lossy(&python.path), python.function).into(),
+            ],
+            Function::Wasm(wasm) => vec!["--wasm".into(), String::from_utf8_lossy(&wasm.path)],
             Function::Builtin { name } => vec!["--builtin".into(), name.as_str().into()],
         };
         let text = words.join(" ");

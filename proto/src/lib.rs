@@ -1,6 +1,7 @@
 //! Widemap's wire protocol. [`wire`] is what the build generates; [`session`] and [`jobs`] have the
 //! domain types that both sides work with; `convert` is the one place where the two meet.
 
+pub mod artifact;
 mod convert;
 pub mod jobs;
 pub mod session;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
+use widemap_common::artifact::Digest;
 use widemap_common::failure::Fault;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, Incarnation, ItemRange, JobId};
 use widemap_common::spec::{JobSpec, Runtime};
@@ -64,6 +65,8 @@ pub enum Report {
     Held(Vec<HeldAttempt>),
     /// How many attempts the coordinator may have here.
     Credit(Credit),
+    /// What is in these files of the job is not here: it is to be sent, and the job opened then.
+    JobNeeds(JobId, Vec<Digest>),
     /// The job can run here.
     JobReady(JobId),
     /// The job cannot run here.
@@ -88,6 +91,8 @@ pub enum Report {
     InputGrant(u64),
     /// Nothing of a cancelled attempt runs any more.
     Cancelled(AttemptId),
+    /// Why the worker takes no work for now; nothing if it does again.
+    Paused(Option<String>),
 }
 
 /// Who the coordinator is.

@@ -1,7 +1,7 @@
 //! The binaries under test, built by the first test that asks: `CARGO_BIN_EXE_*` exists only in the
 //! crates that own them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -11,8 +11,21 @@ use std::sync::OnceLock;
 /// If cargo cannot build it.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
+    directory().join(name)
+}
+
+/// The path of an example of the worker, likewise.
+///
+/// # Panics
+/// If cargo cannot build it.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    directory().join("examples").join(name)
+}
+
+fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-    DIRECTORY.get_or_init(build).join(name)
+    DIRECTORY.get_or_init(build)
 }
 
 fn build() -> PathBuf {
@@ -21,7 +34,8 @@ fn build() -> PathBuf {
     let directory = test.parent().and_then(|deps| deps.parent()).expect("cargo's layout");
     let release = directory.file_name().is_some_and(|name| name == "release");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--workspace", "--bins"]);
+    // With examples, which have what tests have: so nothing is built that tests have not built.
+    cargo.args(["build", "--quiet", "--workspace", "--bins", "--examples"]);
     cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     if let Some(target) = directory.parent() {
         cargo.arg("--target-dir").arg(target);

@@ -13,10 +13,10 @@ mod supervisor;
 mod wait;
 
 pub use background::MapProcess;
-pub use binaries::binary;
+pub use binaries::{binary, example};
 pub use name_server::NameServer;
 pub use net::{Cable, Host, Network, Way};
-pub use observe::{cpu_time, memory_peak_bytes, processes_with};
+pub use observe::{cpu_time, memory_bytes, memory_peak_bytes, processes_with};
 pub use process::{
     Run, WorkerProcess, announced_worker, bytes_of, exec_in_background, run, run_within, widemap,
     without_configuration, worker,

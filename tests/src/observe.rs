@@ -46,3 +46,15 @@ pub fn processes_with(text: &str) -> Vec<String> {
     }
     found
 }
+
+/// The memory that a process has now (VmRSS).
+///
+/// # Panics
+/// If it is gone.
+#[must_use]
+pub fn memory_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+    let number = line.trim().strip_suffix(" kB").expect("in kB");
+    number.parse::<u64>().expect("a number") * 1024
+}

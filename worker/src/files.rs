@@ -3,14 +3,15 @@
 //! is root must not touch the files of another user itself, who could put a link in their place.
 
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::Access;
+use widemap_common::artifact::{FileKind, JobFile};
 use widemap_common::ids::JobId;
 
 use crate::spawner::Steward;
@@ -82,7 +83,14 @@ impl Files {
             Self::Own { parent } => make_private(parent, &job.to_string()),
             Self::Steward(steward) => steward.make_private(&job.to_string()),
         }?;
-        Ok(PrivateDirectory { path, files: Some(self.clone()) })
+        Ok(PrivateDirectory { path, files: Some(self.clone()), placed: Vec::new() })
+    }
+
+    fn place(&self, source: Source<'_>, path: &Path) -> io::Result<()> {
+        match self {
+            Self::Own { .. } => place(source, path),
+            Self::Steward(steward) => steward.place(source, path),
+        }
     }
 
     fn remove(&self, directory: &Path) -> io::Result<u64> {
@@ -99,6 +107,22 @@ pub(crate) struct PrivateDirectory {
     path: PathBuf,
     /// Nothing once it is removed.
     files: Option<Arc<Files>>,
+    /// Files that the job has brought along.
+    placed: Vec<PathBuf>,
+}
+
+/// What is put into a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source<'a> {
+    /// A directory.
+    Directory,
+    /// A copy of a file: the job may write to it.
+    Copy {
+        /// Of which.
+        from: &'a Path,
+        /// Whether it may be run.
+        executable: bool,
+    },
 }
 
 impl PrivateDirectory {
@@ -106,12 +130,36 @@ impl PrivateDirectory {
         &self.path
     }
 
-    /// Removes it, and tells how many files were left in it.
+    /// Puts a file of the job into it, which lies at `from`.
+    ///
+    /// # Errors
+    /// If the system does not let us.
+    pub(crate) fn place(
+        &mut self,
+        file: &JobFile,
+        from: impl FnOnce() -> PathBuf,
+    ) -> io::Result<()> {
+        let Some(files) = &self.files else { return Ok(()) };
+        let path = self.path.join(OsStr::from_bytes(&file.path));
+        match file.kind {
+            FileKind::Directory => files.place(Source::Directory, &path),
+            FileKind::Regular { executable, .. } => {
+                files.place(Source::Copy { from: &from(), executable }, &path)?;
+                self.placed.push(path);
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes it, and tells how many files were left in it that the job had not brought along.
     ///
     /// # Errors
     /// If something of it stays.
     pub(crate) fn remove(mut self) -> io::Result<u64> {
-        self.files.take().map_or(Ok(0), |files| files.remove(&self.path))
+        let Some(files) = self.files.take() else { return Ok(0) };
+        let is_there = |path: &&PathBuf| path.symlink_metadata().is_ok_and(|meta| !meta.is_dir());
+        let brought = self.placed.iter().filter(is_there).count() as u64;
+        Ok(files.remove(&self.path)?.saturating_sub(brought))
     }
 }
 
@@ -173,6 +221,21 @@ pub(crate) fn make_private(parent: &Path, job: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// Puts something at `path`, where nothing is, with the rights of this process.
+pub(crate) fn place(source: Source<'_>, path: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    let Source::Copy { from, executable } = source else { return builder.create(path) };
+    if let Some(parent) = path.parent() {
+        builder.create(parent)?;
+    }
+    let mode = if executable { 0o755 } else { 0o644 };
+    let mut from = File::open(from)?;
+    let mut copy = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    // Where the file system can, the two share what is in them.
+    io::copy(&mut from, &mut copy).map(drop)
+}
+
 /// Removes `directory` with the rights of this process, and tells how many files were in it.
 pub(crate) fn remove(directory: &Path) -> io::Result<u64> {
     let files = count_files(directory);
@@ -212,6 +275,8 @@ fn open_up(directory: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use widemap_common::artifact::Digest;
+
     use super::*;
 
     #[test]
@@ -228,6 +293,33 @@ mod tests {
         drop(made);
         assert!(!path.exists());
         assert_eq!(files.make_private(JobId(7)).unwrap().remove().unwrap(), 0);
+    }
+
+    #[test]
+    fn what_a_job_brings_along_is_its_own_copy_and_not_counted_as_left() {
+        let parent = tempfile::tempdir().unwrap();
+        let kept = parent.path().join("kept");
+        std::fs::write(&kept, "tool").unwrap();
+        std::fs::set_permissions(&kept, Permissions::from_mode(0o400)).unwrap();
+        let files = Arc::new(Files::Own { parent: parent.path().join("sub") });
+        let mut made = files.make_private(JobId(7)).unwrap();
+        let regular = |path: &str, executable| JobFile {
+            path: path.into(),
+            kind: FileKind::Regular { digest: Digest([0; 32]), bytes: 4, executable },
+        };
+        let from = || kept.clone();
+        made.place(&JobFile { path: b"empty".to_vec(), kind: FileKind::Directory }, from).unwrap();
+        made.place(&regular("bin/tool", true), from).unwrap();
+        made.place(&regular("data", false), from).unwrap();
+        let path = made.path().to_owned();
+        assert!(path.join("empty").is_dir());
+        assert_eq!(path.join("bin/tool").metadata().unwrap().permissions().mode() & 0o700, 0o700);
+        std::fs::write(path.join("data"), "changed").unwrap();
+        std::fs::write(path.join("new"), "").unwrap();
+        assert_eq!(std::fs::read(&kept).unwrap(), b"tool");
+        let twice = made.place(&regular("data", false), from).unwrap_err();
+        assert_eq!(twice.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(made.remove().unwrap(), 1);
     }
 
     #[test]

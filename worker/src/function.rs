@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::slots::SlotControl;
 use crate::stock;
+use crate::typed::{Input, Returned, stateful, typed};
 
 /// What a worker can map over items: any `Fn(&[u8], &mut Output, &Context)` that may be shared
 /// between threads.
@@ -82,6 +83,66 @@ impl Registry {
     where
         F: Fn(&[u8], &mut Output, &Context) -> Result<(), FunctionError> + Send + Sync + 'static,
     {
+        self.functions.insert(name.to_owned(), Arc::new(function));
+        self
+    }
+
+    /// Registers a function of types: what an item is read as, and what is written of its result.
+    ///
+    /// ```
+    /// use widemap_worker::{Json, Registry};
+    ///
+    /// let registry = Registry::new()
+    ///     .map("square", |n: i64| n * n)
+    ///     .map("shout", |text: String| text.to_uppercase())
+    ///     .map("largest", |Json(numbers): Json<Vec<f64>>| numbers.into_iter().reduce(f64::max).ok_or(Empty));
+    ///
+    /// #[derive(Debug, thiserror::Error)]
+    /// #[error("the list is empty")]
+    /// struct Empty;
+    /// ```
+    #[must_use]
+    pub fn map<I, R, F>(self, name: &str, function: F) -> Self
+    where
+        I: Input + 'static,
+        R: Returned + 'static,
+        F: Fn(I) -> R + Send + Sync + 'static,
+    {
+        self.insert(name, typed(function))
+    }
+
+    /// Registers a function of types with a state that each slot has of its own. `make` is called for the first
+    /// item of a slot, and again after an item that panicked; a state lives as long as the worker. An error of
+    /// `make` fails the item.
+    ///
+    /// ```
+    /// use std::io;
+    /// use widemap_worker::{FunctionError, Registry};
+    ///
+    /// struct Model(Vec<f64>);
+    ///
+    /// fn load() -> io::Result<Model> {
+    ///     Ok(Model(vec![0.5, 2.0]))
+    /// }
+    ///
+    /// let registry = Registry::new().map_with("score", load, |model: &mut Model, x: f64| {
+    ///     model.0.iter().rev().fold(0.0, |score, weight| score * x + weight)
+    /// });
+    /// ```
+    #[must_use]
+    pub fn map_with<S, E, I, R, M, F>(self, name: &str, make: M, function: F) -> Self
+    where
+        S: Send + 'static,
+        E: Into<FunctionError> + 'static,
+        I: Input + 'static,
+        R: Returned + 'static,
+        M: Fn() -> Result<S, E> + Send + Sync + 'static,
+        F: Fn(&mut S, I) -> R + Send + Sync + 'static,
+    {
+        self.insert(name, stateful(make, function))
+    }
+
+    fn insert(mut self, name: &str, function: impl Function + 'static) -> Self {
         self.functions.insert(name.to_owned(), Arc::new(function));
         self
     }

@@ -1,21 +1,27 @@
 //! A job as a worker sees it: opened once, checked before the first item, shared by its attempts.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use widemap_common::artifact::{FileKind, JobFiles};
 use widemap_common::framing::Framing;
 use widemap_common::ids::JobId;
-use widemap_common::spec::{Directory, Function as JobFunction, JobSpec, Runtime};
+use widemap_common::spec::{
+    Directory, Function as JobFunction, JobSpec, Limits, Python, Runtime, Wasm,
+};
 use widemap_common::template::Template;
 use widemap_proto::session::{Refusal, RefusalCause};
 
+use crate::artifacts::{ArtifactCache, Claim};
 use crate::environment::Environment;
 use crate::files::{CommandError, Files, PrivateDirectory};
 use crate::function::{Function, Registry};
+use crate::runtime::{FilterManner, WASM_IS_BUILT, WasmJob, WasmModules};
 use crate::spawner::RunAs;
 
 /// What of a worker decides whether a job can run there.
@@ -30,8 +36,12 @@ pub(crate) struct Host {
     pub(crate) embedded: bool,
     /// Who looks after the files of jobs; nobody if there are no commands.
     pub(crate) files: Option<Arc<Files>>,
+    /// What is kept of files that jobs bring along, likewise.
+    pub(crate) artifacts: Option<Arc<ArtifactCache>>,
     /// Whom commands run as, if that is another user than the worker's.
     pub(crate) run_as: Option<Arc<RunAs>>,
+    /// What runs modules of WebAssembly.
+    pub(crate) wasm: Arc<WasmModules>,
     /// A slot's share of the cores.
     pub(crate) threads_per_slot: usize,
 }
@@ -44,7 +54,10 @@ pub(crate) struct Job {
     pub(crate) framing: Framing,
     pub(crate) timeout: Option<Duration>,
     pub(crate) max_output: u64,
+    pub(crate) limits: Limits,
     pub(crate) per_item: bool,
+    /// Nothing more of it is run: who keeps something for it lets go.
+    closed: AtomicBool,
     /// The job's own directory, removed with the job.
     private: Option<PrivateDirectory>,
 }
@@ -53,10 +66,29 @@ pub(crate) struct Job {
 pub(crate) enum Runner {
     /// One process an item.
     Exec(Launch, Vec<Template>),
+    /// A process that goes on from chunk to chunk.
+    Filter(Launch, Vec<Vec<u8>>, FilterManner),
+    /// An interpreter that goes on from chunk to chunk.
+    Python(Box<PythonJob>),
     /// One process a block.
     Pipe(Launch, Vec<Vec<u8>>),
+    /// A module of WebAssembly, an instance a block.
+    Wasm(Box<WasmJob>),
     /// A registered function.
     Function(Arc<dyn Function>),
+}
+
+/// A function of a Python file, as this worker finds it.
+#[derive(Debug)]
+pub(crate) struct PythonJob {
+    pub(crate) launch: Launch,
+    pub(crate) python: Python,
+    /// What the file is called there.
+    pub(crate) path: PathBuf,
+    /// Where modules are looked for first.
+    pub(crate) search: Vec<PathBuf>,
+    /// Whether it may write compiled modules beside them.
+    pub(crate) keeps_bytecode: bool,
 }
 
 /// How the processes of a job are started.
@@ -66,6 +98,8 @@ pub(crate) struct Launch {
     /// Unset where processes work in the worker's own directory.
     pub(crate) directory: Option<PathBuf>,
     pub(crate) environment: Environment,
+    /// What each process may take.
+    pub(crate) limits: Limits,
     files: Arc<Files>,
 }
 
@@ -79,49 +113,93 @@ pub(crate) enum Program {
 }
 
 impl Job {
-    /// Checks that the job can run on `host` and makes what it needs.
-    pub(crate) fn open(id: JobId, spec: JobSpec, host: &Host) -> Result<Self, Refusal> {
-        let runtime = spec.function.runtime();
-        if !host.runtimes.contains(&runtime) {
-            let allowed: Vec<_> = host.runtimes.iter().map(|runtime| runtime.name()).collect();
-            let message = format!(
-                "{} does not run `{runtime}` jobs (it allows: {}; see widemap-worker --allow)",
-                host.name,
-                allowed.join(", ")
-            );
-            return Err(Refusal { cause: RefusalCause::NotAllowed, message });
-        }
+    /// Checks that the job can run on `host` and makes what it needs. `claim` has what is in its files,
+    /// if it has any.
+    pub(crate) fn open(
+        id: JobId,
+        spec: JobSpec,
+        host: &Host,
+        claim: Option<&Claim>,
+    ) -> Result<Self, Refusal> {
+        allowed(spec.function.runtime(), host)?;
         let mut private = None;
-        let runner = match spec.function {
+        let JobSpec {
+            function,
+            framing,
+            directory,
+            environment,
+            files,
+            timeout,
+            max_output,
+            limits,
+            per_item,
+        } = spec;
+        let around = Surroundings { id, directory, environment, limits, files, claim, host };
+        let runner = match function {
+            JobFunction::Builtin { .. } if limits != Limits::default() => {
+                let message = "a function that is registered in the worker runs in the worker's process, and \
+                               nothing limits its memory, processor time or urgency"
+                    .to_owned();
+                return Err(Refusal { cause: RefusalCause::NotAllowed, message });
+            }
             JobFunction::Builtin { name } => Runner::Function(find_function(&name, host)?),
             JobFunction::Exec { argv } => {
                 let name = argv.first().filter(|name| !name.has_placeholder());
-                let launch = Launch::new(
-                    id,
-                    name.map(Template::text),
-                    &spec.directory,
-                    &spec.environment,
-                    host,
-                    &mut private,
-                )?;
+                let launch = around.launch(name.map(Template::text), &mut private)?;
                 Runner::Exec(launch, argv)
             }
+            JobFunction::Filter { argv } => {
+                if framing == Framing::LengthPrefixed {
+                    let message = "a filter has its items in lines, and these are not".to_owned();
+                    return Err(Refusal { cause: RefusalCause::NotAllowed, message });
+                }
+                let name = Some(argv.first().map_or(b"".as_slice(), Vec::as_slice));
+                let launch = around.launch(name, &mut private)?;
+                Runner::Filter(launch, argv, FilterManner::default())
+            }
+            JobFunction::Python(python) => {
+                if framing == Framing::LengthPrefixed {
+                    let message =
+                        "a Python function has its items in lines, and these are not".to_owned();
+                    return Err(Refusal { cause: RefusalCause::NotAllowed, message });
+                }
+                let mut launch = around.launch(Some(&python.interpreter), &mut private)?;
+                // The interpreter goes on: it counts the time of each item itself.
+                launch.limits.cpu_seconds = None;
+                Runner::Python(Box::new(PythonJob::new(launch, *python)))
+            }
+            JobFunction::Wasm(wasm) => Runner::Wasm(Box::new(around.module(&wasm, &mut private)?)),
             JobFunction::Pipe { argv } => {
                 let name = Some(argv.first().map_or(b"".as_slice(), Vec::as_slice));
-                let launch =
-                    Launch::new(id, name, &spec.directory, &spec.environment, host, &mut private)?;
-                Runner::Pipe(launch, argv)
+                Runner::Pipe(around.launch(name, &mut private)?, argv)
             }
         };
         Ok(Self {
             id,
             runner,
-            framing: spec.framing,
-            timeout: spec.timeout,
-            max_output: spec.max_output,
-            per_item: spec.per_item,
+            framing,
+            timeout,
+            max_output,
+            limits,
+            per_item,
+            closed: AtomicBool::new(false),
             private,
         })
+    }
+
+    /// Whether it must be tried before it is known that it can run here.
+    pub(crate) fn needs_probe(&self) -> bool {
+        matches!(self.runner, Runner::Python(_))
+    }
+
+    /// Nothing more of it is run.
+    pub(crate) fn set_closed(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing more of it is run.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Whether closing the job means work on a disk.
@@ -147,40 +225,74 @@ impl Job {
     }
 }
 
+/// Whether a worker allows a runtime.
+pub(crate) fn allowed(runtime: Runtime, host: &Host) -> Result<(), Refusal> {
+    if host.runtimes.contains(&runtime) {
+        return Ok(());
+    }
+    if runtime == Runtime::Wasm && !WASM_IS_BUILT {
+        let message =
+            format!("{} was built without WebAssembly (the cargo feature `wasm`)", host.name);
+        return Err(Refusal { cause: RefusalCause::NotAllowed, message });
+    }
+    let allowed: Vec<_> = host.runtimes.iter().map(|runtime| runtime.name()).collect();
+    let message = format!(
+        "{} does not run `{runtime}` jobs (it allows: {}; see widemap-worker --allow)",
+        host.name,
+        allowed.join(", ")
+    );
+    Err(Refusal { cause: RefusalCause::NotAllowed, message })
+}
+
 impl std::fmt::Debug for Runner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Exec(launch, _) => f.debug_tuple("Exec").field(launch).finish(),
+            Self::Filter(launch, ..) => f.debug_tuple("Filter").field(launch).finish(),
             Self::Pipe(launch, _) => f.debug_tuple("Pipe").field(launch).finish(),
+            Self::Python(python) => f.debug_tuple("Python").field(python).finish(),
+            Self::Wasm(wasm) => f.debug_tuple("Wasm").field(wasm).finish(),
             Self::Function(_) => f.write_str("Function"),
         }
     }
 }
 
-impl Launch {
-    fn new(
-        id: JobId,
+/// What the processes of a job find around them, and where.
+struct Surroundings<'a> {
+    id: JobId,
+    directory: Directory,
+    environment: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    limits: Limits,
+    files: JobFiles,
+    claim: Option<&'a Claim>,
+    host: &'a Host,
+}
+
+impl Surroundings<'_> {
+    fn launch(
+        &self,
         command: Option<&[u8]>,
-        directory: &Directory,
-        variables: &[(Vec<u8>, Option<Vec<u8>>)],
-        host: &Host,
         private: &mut Option<PrivateDirectory>,
-    ) -> Result<Self, Refusal> {
-        let environment = match directory {
-            Directory::Inherit => Environment::inherited(variables),
+    ) -> Result<Launch, Refusal> {
+        let host = self.host;
+        let environment = match self.directory {
+            Directory::Inherit => Environment::inherited(&self.environment),
             Directory::Private | Directory::Path(_) => Environment::scrubbed(
-                variables,
+                &self.environment,
                 std::env::vars_os(),
                 host.run_as.as_deref(),
                 host.threads_per_slot,
             ),
         };
-        let files = host.files.clone().ok_or_else(|| Refusal {
-            cause: RefusalCause::NotAllowed,
-            message: format!("{} runs no commands", host.name),
-        })?;
-        let directory = open_directory(id, directory, host, &files, private)?;
-        let mut launch = Self { program: Program::PerItem, directory, environment, files };
+        let files = host.files.clone().ok_or_else(|| no_commands(host))?;
+        let directory = self.open_directory(&files, private)?;
+        let mut launch = Launch {
+            program: Program::PerItem,
+            directory,
+            environment,
+            limits: self.limits,
+            files,
+        };
         if let Some(command) = command {
             let found = launch.find(command).map_err(|error| not_found(command, &error, host))?;
             launch.program = Program::Found(found);
@@ -188,6 +300,136 @@ impl Launch {
         Ok(launch)
     }
 
+    /// A module of WebAssembly, which has nothing of the worker's.
+    fn module(
+        &self,
+        wasm: &Wasm,
+        private: &mut Option<PrivateDirectory>,
+    ) -> Result<WasmJob, Refusal> {
+        let host = self.host;
+        let refused = |cause, why: String| {
+            let shown = String::from_utf8_lossy(&wasm.path);
+            Refusal { cause, message: format!("`{shown}` cannot be run on {}: {why}", host.name) }
+        };
+        let Some(claim) = self.claim else { return Err(no_commands(host)) };
+        let mut environment = Vec::new();
+        for (name, value) in &self.environment {
+            let value = match value {
+                Some(value) => Some(OsString::from_vec(value.clone())),
+                None => std::env::var_os(OsStr::from_bytes(name)),
+            };
+            let Some(value) = value else { continue };
+            let pair = (String::from_utf8(name.clone()), value.into_string());
+            let (Ok(name), Ok(value)) = pair else {
+                let why = format!(
+                    "the variable {} is not UTF-8, as a module has its variables",
+                    String::from_utf8_lossy(name)
+                );
+                return Err(refused(RefusalCause::NotAllowed, why));
+            };
+            environment.push((name, value));
+        }
+        let directory = match &host.files {
+            Some(files) if !self.files.is_empty() => self.open_directory(files, private)?,
+            _ => None,
+        };
+        let path = claim.path(wasm.module);
+        WasmJob::open(&host.wasm, wasm, &path, environment, directory)
+            .map_err(|why| refused(RefusalCause::NotFound, why))
+    }
+
+    /// Where the job's processes work. Nothing is the worker's own directory.
+    fn open_directory(
+        &self,
+        files: &Arc<Files>,
+        private: &mut Option<PrivateDirectory>,
+    ) -> Result<Option<PathBuf>, Refusal> {
+        let host = self.host;
+        match &self.directory {
+            Directory::Private => {
+                let made = files.make_private(self.id).map_err(|error| Refusal {
+                    cause: RefusalCause::Directory,
+                    message: format!("{} cannot make a directory for the job: {error}", host.name),
+                })?;
+                let path = made.path().to_owned();
+                self.place_files(private.insert(made))?;
+                Ok(Some(path))
+            }
+            Directory::Inherit | Directory::Path(_) if !self.files.is_empty() => Err(Refusal {
+                cause: RefusalCause::Directory,
+                message: "files of a job go to a private directory, and it has another".to_owned(),
+            }),
+            Directory::Inherit if host.embedded => Ok(None),
+            Directory::Inherit => Err(Refusal {
+                cause: RefusalCause::NotAllowed,
+                message: format!(
+                    "{} does not lend its own directory and environment: only embedded workers do",
+                    host.name
+                ),
+            }),
+            Directory::Path(path) => {
+                let path = PathBuf::from(OsStr::from_bytes(path));
+                let Err(why) = files.enter(&path) else { return Ok(Some(path)) };
+                // Root could, and wonders.
+                let who = host.run_as.as_ref();
+                let who = who.map_or_else(String::new, |user| format!(" as {}", user.name()));
+                Err(Refusal {
+                    cause: RefusalCause::Directory,
+                    message: format!("{} cannot work in {}{who}: {why}", host.name, path.display()),
+                })
+            }
+        }
+    }
+
+    /// Puts the job's files into its directory.
+    fn place_files(&self, private: &mut PrivateDirectory) -> Result<(), Refusal> {
+        for file in self.files.iter() {
+            let from = || match (file.kind, self.claim) {
+                (FileKind::Regular { digest, .. }, Some(claim)) => claim.path(digest),
+                _ => PathBuf::new(),
+            };
+            private.place(file, from).map_err(|error| Refusal {
+                cause: RefusalCause::Directory,
+                message: format!(
+                    "{} cannot put {} of the job in place: {error}",
+                    self.host.name,
+                    file.shown()
+                ),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A worker that runs functions only.
+pub(crate) fn no_commands(host: &Host) -> Refusal {
+    let message = format!("{} runs no commands", host.name);
+    Refusal { cause: RefusalCause::NotAllowed, message }
+}
+
+impl PythonJob {
+    /// As `python3 FILE` does it, modules are looked for beside the file first, and where the job works.
+    fn new(launch: Launch, python: Python) -> Self {
+        let here = launch.directory.clone().or_else(|| std::env::current_dir().ok());
+        let here = here.unwrap_or_default();
+        let named = Path::new(OsStr::from_bytes(&python.path));
+        let keeps_bytecode = launch.directory.is_none();
+        let is_below =
+            named.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        let path = match named.file_name() {
+            Some(name) if !keeps_bytecode && !is_below => here.join(name),
+            _ => here.join(named),
+        };
+        let beside = path.parent().map(Path::to_owned);
+        let mut search: Vec<_> = beside.into_iter().collect();
+        if !search.contains(&here) {
+            search.push(here);
+        }
+        Self { launch, python, path, search, keeps_bytecode }
+    }
+}
+
+impl Launch {
     /// The path of a command: in PATH, or from the job's directory if it has a slash.
     pub(crate) fn find(&self, command: &[u8]) -> Result<PathBuf, CommandError> {
         let here = self.directory.clone().or_else(|| std::env::current_dir().ok());
@@ -216,49 +458,10 @@ fn find_function(name: &str, host: &Host) -> Result<Arc<dyn Function>, Refusal> 
     })
 }
 
-/// Where the job's processes work. Nothing is the worker's own directory.
-fn open_directory(
-    id: JobId,
-    directory: &Directory,
-    host: &Host,
-    files: &Arc<Files>,
-    private: &mut Option<PrivateDirectory>,
-) -> Result<Option<PathBuf>, Refusal> {
-    match directory {
-        Directory::Inherit if host.embedded => Ok(None),
-        Directory::Inherit => Err(Refusal {
-            cause: RefusalCause::NotAllowed,
-            message: format!(
-                "{} does not lend its own directory and environment: only embedded workers do",
-                host.name
-            ),
-        }),
-        Directory::Private => {
-            let made = files.make_private(id).map_err(|error| Refusal {
-                cause: RefusalCause::Directory,
-                message: format!("{} cannot make a directory for the job: {error}", host.name),
-            })?;
-            let path = made.path().to_owned();
-            *private = Some(made);
-            Ok(Some(path))
-        }
-        Directory::Path(path) => {
-            let path = PathBuf::from(OsStr::from_bytes(path));
-            let Err(why) = files.enter(&path) else { return Ok(Some(path)) };
-            // Root could, and wonders.
-            let who = host.run_as.as_ref();
-            let who = who.map_or_else(String::new, |user| format!(" as {}", user.name()));
-            Err(Refusal {
-                cause: RefusalCause::Directory,
-                message: format!("{} cannot work in {}{who}: {why}", host.name, path.display()),
-            })
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use widemap_common::artifact::JobFiles;
     use widemap_common::framing::LINES;
 
     fn host() -> Host {
@@ -268,7 +471,9 @@ mod tests {
             registry: Registry::stock(),
             embedded: false,
             files: Some(Arc::new(Files::Own { parent: std::env::temp_dir() })),
+            artifacts: None,
             run_as: None,
+            wasm: Arc::new(WasmModules::new()),
             threads_per_slot: 1,
         }
     }
@@ -284,14 +489,16 @@ mod tests {
             framing: LINES,
             directory,
             environment: Vec::new(),
+            files: JobFiles::default(),
             timeout: None,
             max_output: 1 << 30,
+            limits: widemap_common::spec::Limits::default(),
             per_item: false,
         }
     }
 
     fn refused(spec: JobSpec, host: &Host) -> Refusal {
-        Job::open(JobId(3), spec, host).expect_err("the job is refused")
+        Job::open(JobId(3), spec, host, None).expect_err("the job is refused")
     }
 
     #[test]
@@ -322,7 +529,7 @@ mod tests {
         assert!(refusal.message.contains("not executable"), "{}", refusal.message);
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&tool, executable).unwrap();
-        assert!(Job::open(JobId(1), exec(&["./tool"], path), &host()).is_ok());
+        assert!(Job::open(JobId(1), exec(&["./tool"], path), &host(), None).is_ok());
     }
 
     #[test]
@@ -330,7 +537,8 @@ mod tests {
         let refusal = refused(exec(&["true"], Directory::Inherit), &host());
         assert_eq!(refusal.cause, RefusalCause::NotAllowed);
         let embedded = Host { embedded: true, ..host() };
-        assert!(Job::open(JobId(1), exec(&["true"], Directory::Inherit), &embedded).is_ok());
+        let inherits = exec(&["true"], Directory::Inherit);
+        assert!(Job::open(JobId(1), inherits, &embedded, None).is_ok());
     }
 
     #[test]
@@ -345,8 +553,25 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "wasm"))]
+    fn a_worker_without_web_assembly_says_so() {
+        let wasm = Wasm {
+            path: b"f.wasm".to_vec(),
+            module: widemap_common::artifact::Digest([1; 32]),
+            bytes: 8,
+        };
+        let runtimes = vec![Runtime::Exec];
+        let refusal = refused(
+            spec(JobFunction::Wasm(wasm), Directory::Private),
+            &Host { runtimes, ..host() },
+        );
+        let told = "ann was built without WebAssembly (the cargo feature `wasm`)";
+        assert_eq!((refusal.cause, refusal.message.as_str()), (RefusalCause::NotAllowed, told));
+    }
+
+    #[test]
     fn files_left_in_a_private_directory_are_told() {
-        let job = Job::open(JobId(3), exec(&["true"], Directory::Private), &host()).unwrap();
+        let job = Job::open(JobId(3), exec(&["true"], Directory::Private), &host(), None).unwrap();
         let Runner::Exec(launch, _) = &job.runner else { panic!("it is exec") };
         let directory = launch.directory.clone().expect("it has a directory");
         std::fs::create_dir(directory.join("sub")).unwrap();

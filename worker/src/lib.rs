@@ -5,26 +5,34 @@
 //!
 //! ```no_run
 //! use std::process::ExitCode;
-//! use widemap_worker::{Context, FunctionError, Output, Registry};
-//!
-//! fn count_words(item: &[u8], output: &mut Output, _: &Context) -> Result<(), FunctionError> {
-//!     let words = std::str::from_utf8(item)?.split_whitespace().count();
-//!     output.extend_from_slice(words.to_string().as_bytes());
-//!     Ok(())
-//! }
+//! use widemap_worker::Registry;
 //!
 //! fn main() -> ExitCode {
-//!     widemap_worker::main(Registry::stock().function("count-words", count_words))
+//!     let registry = Registry::stock();
+//!     let registry = registry.map("count-words", |line: String| line.split_whitespace().count());
+//!     widemap_worker::main(registry)
 //! }
 //! ```
 //!
-//! Then `widemap map --worker HOST:PORT --builtin count-words < lines`.
+//! Then `widemap map --worker HOST:PORT --builtin count-words < lines`. It has every flag of the stock worker.
+//!
+//! - [`Registry::map`]: a function of types, which are [`Input`] and [`Returned`]: texts, bytes, numbers, and
+//!   whatever serde reads and writes ([`Json`]).
+//! - [`Registry::map_with`]: the same with a state that each slot makes for itself: a connection, a model.
+//! - [`Registry::function`]: a function of bytes that appends to the output, and is told of a cancel and of the
+//!   item's deadline.
+//!
+//! An error and a panic fail the item that they are of, and nothing else. `examples/functions.rs` is a whole
+//! worker.
 
+mod artifacts;
 mod cli;
 mod environment;
 mod files;
 mod function;
 mod job;
+mod memory;
+mod receive;
 mod register;
 mod runtime;
 mod server;
@@ -32,9 +40,11 @@ mod session;
 mod slots;
 mod spawner;
 mod stock;
+mod typed;
 mod worker;
 
 pub use cli::main;
 pub use function::{Context, Function, FunctionError, Output, Registry};
 pub use spawner::{RunAs, RunAsError, Spawner, SpawnerError, SpawnerGone, Step};
+pub use typed::{Input, Json, Returned};
 pub use worker::{Worker, WorkerConfig, WorkerError};

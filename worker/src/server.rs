@@ -1,18 +1,23 @@
 //! The worker as a gRPC server: the one file that knows tonic's server.
 
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream as Incoming, StreamExt as _};
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 use widemap_common::limits::{CALLS_OPENING_MAX, SESSIONS_MAX, STREAM_QUEUE};
 use widemap_common::time::Timers;
 use widemap_door::{Gate, Host, Layers};
 use widemap_proto::wire::worker_server::{Worker as WorkerService, WorkerServer};
-use widemap_proto::wire::{FromWorker, ToWorker};
+use widemap_proto::wire::{ArtifactPart, ArtifactStored, FromWorker, ToWorker};
 
+use crate::artifacts::ArtifactCache;
+use crate::receive::{Stored, receive};
 use crate::session::Stream;
 
 /// Streams that wait for their hello to be read.
@@ -22,6 +27,7 @@ pub(crate) const STREAMS_WAITING: usize = SESSIONS_MAX;
 /// each call must come from a [`Peer`](widemap_door::Peer) whose certificate is for it.
 pub(crate) async fn build(
     streams: mpsc::Sender<Stream>,
+    artifacts: Option<Arc<ArtifactCache>>,
     timers: &Timers,
     reflection: bool,
     roles_required: bool,
@@ -42,13 +48,14 @@ pub(crate) async fn build(
     };
     Ok(gate
         .server(timers)
-        .add_service(WorkerServer::new(Service { streams }))
+        .add_service(WorkerServer::new(Service { streams, artifacts }))
         .add_service(health_service)
         .add_optional_service(reflection))
 }
 
 struct Service {
     streams: mpsc::Sender<Stream>,
+    artifacts: Option<Arc<ArtifactCache>>,
 }
 
 #[tonic::async_trait]
@@ -69,12 +76,23 @@ impl WorkerService for Service {
         })?;
         Ok(Response::new(ReceiverStream::new(reports)))
     }
+
+    type PutArtifactsStream = Pin<Box<dyn Incoming<Item = Result<ArtifactStored, Status>> + Send>>;
+
+    async fn put_artifacts(
+        &self,
+        request: Request<Streaming<ArtifactPart>>,
+    ) -> Result<Response<Self::PutArtifactsStream>, Status> {
+        let Some(cache) = &self.artifacts else {
+            return Err(Status::failed_precondition("this worker runs no commands"));
+        };
+        let stored: Stored = receive(cache.clone(), request.into_inner());
+        Ok(Response::new(stored))
+    }
 }
 
-/// The one connection of an embedded worker.
-pub(crate) fn only(stream: UnixStream) -> ReceiverStream<io::Result<UnixStream>> {
-    let (sender, connections) = mpsc::channel(1);
-    sender.try_send(Ok(stream)).expect("the channel has room for one");
-    // The channel is closed behind it: the server accepts nothing more.
-    ReceiverStream::new(connections)
+/// The one connection of an embedded worker. No other comes, and none is known not to: a server whose
+/// listener has ended opens no more calls on the connections that it has.
+pub(crate) fn only(stream: UnixStream) -> impl Incoming<Item = io::Result<UnixStream>> {
+    tokio_stream::once(Ok(stream)).chain(tokio_stream::pending())
 }

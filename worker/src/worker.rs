@@ -17,15 +17,18 @@ use tonic::transport::server::Connected;
 use widemap_cluster::Identity;
 use widemap_cluster::record::Announcement;
 use widemap_common::ids::Incarnation;
-use widemap_common::limits::SLOTS_MAX;
+use widemap_common::limits::{FILE_CACHE_BYTES, SLOTS_MAX};
 use widemap_common::spec::Runtime;
 use widemap_common::time::Timers;
 use widemap_door::{Door, Host as DoorHost};
 use widemap_proto::VERSION;
 use widemap_proto::session::WorkerHello;
 
+use crate::artifacts::ArtifactCache;
 use crate::function::Registry;
 use crate::job::Host;
+use crate::memory::MemoryWatch;
+use crate::runtime::{WASM_IS_BUILT, WasmModules};
 use crate::server;
 use crate::session::Hub;
 use crate::slots::Slots;
@@ -49,6 +52,11 @@ pub struct WorkerConfig {
     pub timers: Timers,
     /// How long what runs may go on when the worker is told to end.
     pub drain_timeout: Duration,
+    /// Bytes of files of jobs that are kept on disk for the next job.
+    pub file_cache_bytes: u64,
+    /// Bytes of memory that are to be available while work is taken; nothing is 256 MiB, or a tenth of all
+    /// if that is less, and 0 is never to look. An embedded worker never does.
+    pub min_memory: Option<u64>,
     /// The worker ends by itself after so long without an attempt.
     pub idle_timeout: Option<Duration>,
     /// Whether it serves gRPC reflection.
@@ -66,6 +74,8 @@ impl Default for WorkerConfig {
             runtimes: Runtime::ALL.to_vec(),
             timers: Timers::default(),
             drain_timeout: Duration::ZERO,
+            file_cache_bytes: FILE_CACHE_BYTES,
+            min_memory: None,
             idle_timeout: None,
             reflection: false,
             identity: None,
@@ -79,6 +89,9 @@ pub enum WorkerError {
     /// Its slots could not be made.
     #[error("cannot make the slots: {0}")]
     Slots(#[source] io::Error),
+    /// Files of jobs cannot be kept.
+    #[error("cannot make a directory for files of jobs: {0}")]
+    Files(#[source] io::Error),
     /// Its certificate cannot be used.
     #[error("cannot use the certificate: {0}")]
     Identity(#[source] io::Error),
@@ -203,11 +216,12 @@ impl Worker {
     {
         let (streams, waiting) = mpsc::channel(server::STREAMS_WAITING);
         let roles_required = self.config.identity.is_some();
-        let config = &self.config;
-        let router = server::build(streams, &config.timers, config.reflection, roles_required)
+        let (timers, reflection) = (self.config.timers, self.config.reflection);
+        let (slots, hub) = self.start()?;
+        let artifacts = hub.host.artifacts.clone();
+        let router = server::build(streams, artifacts, &timers, reflection, roles_required)
             .await
             .map_err(WorkerError::Reflection)?;
-        let (slots, hub) = self.start()?;
         let stop = CancellationToken::new();
         let mut serving =
             pin!(router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
@@ -236,9 +250,17 @@ impl Worker {
         if spawner.is_none() {
             runtimes.retain(|runtime| *runtime == Runtime::Builtin);
         }
+        if !WASM_IS_BUILT {
+            runtimes.retain(|runtime| *runtime != Runtime::Wasm);
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let files = spawner.as_ref().map(Spawner::files);
         let run_as = spawner.as_ref().and_then(Spawner::run_as);
+        let artifacts = spawner.as_ref().map(|spawner| {
+            let place = spawner.artifacts().map_err(WorkerError::Files)?;
+            Ok(Arc::new(ArtifactCache::new(place, config.file_cache_bytes)))
+        });
+        let artifacts = artifacts.transpose()?;
         let slots = Slots::new(slot_count, config.timers, spawner).map_err(WorkerError::Slots)?;
         let slots = Arc::new(slots);
         let greeting = WorkerHello {
@@ -259,7 +281,9 @@ impl Worker {
             registry,
             embedded,
             files,
+            artifacts,
             run_as,
+            wasm: Arc::new(WasmModules::new()),
             threads_per_slot: (cores / slot_count as usize).max(1),
         };
         let hub = Hub {
@@ -270,6 +294,8 @@ impl Worker {
             drain_timeout: config.drain_timeout,
             idle_timeout: config.idle_timeout,
             returns: !embedded,
+            // Where this is the only worker nobody else could take the work.
+            memory: if embedded { None } else { MemoryWatch::new(config.min_memory) },
         };
         Ok((slots, hub))
     }

@@ -5,6 +5,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 use widemap_common::ids::AttemptId;
 use widemap_common::limits::{CHUNK_BYTES_MAX, CUT_CHUNKS_MAX, QUEUE_LOOKED_AT_MAX};
+use widemap_common::spec::Runtime;
 use widemap_common::time::Time;
 
 use crate::attempt::Stage;
@@ -81,7 +82,12 @@ impl Scheduler {
         let most = if shared { 1 } else { CUT_CHUNKS_MAX };
         let chunks = u32::try_from(room).unwrap_or(u32::MAX).min(most);
         let items_max = job.sizing.items(job.items_left(), job.pool.slots());
-        actions.push(Action::Cut { job: job.id, chunks, items_max, bytes_max: CHUNK_BYTES_MAX });
+        let bytes_max = match job.policy.runtime {
+            // One that holds its lines back is started for each chunk, which must be worth it.
+            Runtime::Filter => 2 * CHUNK_BYTES_MAX,
+            _ => CHUNK_BYTES_MAX,
+        };
+        actions.push(Action::Cut { job: job.id, chunks, items_max, bytes_max });
         self.cutting = Some(Cutting { job: rank.job, chunks_left: chunks });
         Placed::Cut
     }

@@ -176,6 +176,10 @@ impl Scheduler {
     }
 
     fn explain_no_worker(&self, job: &Job) -> String {
+        let mut up = self.workers().filter(|view| view.state == WorkerState::Up).peekable();
+        if up.peek().is_some() && up.all(|view| view.slots == 0) {
+            return "its workers take no work for now".into();
+        }
         if job.ready > 0 && job.pool.usable() > 0 {
             return "every slot is taken".into();
         }

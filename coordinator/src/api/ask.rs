@@ -1,6 +1,7 @@
 //! Calls of one question and one answer.
 
 use tonic::Status;
+use widemap_common::artifact::Digest;
 use widemap_common::ids::JobId;
 use widemap_proto::jobs::JobName;
 use widemap_proto::wire;
@@ -15,6 +16,14 @@ pub(super) fn list(desk: &Desk, request: &wire::ListRequest) -> wire::ListReply 
 
 pub(super) fn status(desk: &Desk, name: wire::JobName) -> Result<wire::Job, Status> {
     Ok(told(desk.job(&named(name)?))?.into())
+}
+
+pub(super) fn missing_artifacts(
+    desk: &Desk,
+    asked: wire::Artifacts,
+) -> Result<wire::Artifacts, Status> {
+    let asked = Vec::<Digest>::try_from(asked).map_err(|error| refusal::malformed(&error))?;
+    Ok(desk.missing_artifacts(asked).into())
 }
 
 pub(super) async fn cancel(desk: &Desk, name: wire::JobName) -> Result<wire::Job, Status> {

@@ -104,6 +104,13 @@ impl Jobs for Service {
         Ok(Response::new(submitted.into()))
     }
 
+    async fn missing_artifacts(
+        &self,
+        request: Request<wire::Artifacts>,
+    ) -> Answer<wire::Artifacts> {
+        Ok(Response::new(ask::missing_artifacts(&self.desk, request.into_inner())?))
+    }
+
     async fn results(&self, request: Request<wire::ResultsRequest>) -> Answer<Self::ResultsStream> {
         let shutdown = self.shutdown.clone();
         Ok(Response::new(results::results(&self.desk, &request.into_inner(), shutdown)?))

@@ -14,9 +14,10 @@ pub(super) fn status(error: &DeskError) -> Status {
         | DeskError::Refused(RequestError::NoSuchJob(_) | RequestError::NoSuchItem { .. }) => {
             Code::NotFound
         }
-        DeskError::NotEnded(_) | DeskError::Refused(RequestError::Ended { .. }) => {
-            Code::FailedPrecondition
-        }
+        DeskError::Ledger(LedgerError::MissingArtifacts)
+        | DeskError::NotEnded(_)
+        | DeskError::Refused(RequestError::Ended { .. }) => Code::FailedPrecondition,
+        DeskError::Ledger(LedgerError::Artifact(_)) => Code::InvalidArgument,
         DeskError::Differs { .. } => Code::AlreadyExists,
         DeskError::Overtaken(_) => Code::Aborted,
         DeskError::TooManySubmissions

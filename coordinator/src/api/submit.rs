@@ -42,6 +42,9 @@ async fn take_in(
 ) -> Result<Submitted, Status> {
     loop {
         match next(messages).await? {
+            Some(Submitting::Artifact(part)) => {
+                intake.write_artifact(part).await.map_err(|error| refusal::status(&error))?;
+            }
             Some(Submitting::Items(part)) if part.offset == intake.input_bytes() => {
                 intake.write(part.data).await.map_err(|error| refusal::status(&error))?;
             }

@@ -7,17 +7,29 @@ use std::io::IsTerminal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use widemap_common::artifact::JobFiles;
 use widemap_common::framing::Framing;
 use widemap_common::limits::ITEM_BYTES_MAX;
-use widemap_common::spec::{Directory, Function, JobSpec, Runtime};
+use widemap_common::spec::{Directory, Function, JobSpec, Limits, Runtime};
 use widemap_common::template::Template;
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{Blocks, OutputForm, Policy, Submission};
 
-use super::Format;
 use super::options::{JobArgs, Speculate};
-use crate::data::Source;
+use super::{Format, files, python, wasm};
+use crate::data::{Artifact, Artifacts, Source};
 use crate::error::MapError;
+
+/// A job as it was typed, and what it brings along.
+pub(super) struct Typed {
+    pub(super) submission: Submission,
+    /// Its items.
+    pub(super) source: Source,
+    /// What is in its files.
+    pub(super) artifacts: Artifacts,
+    /// Whether its files lie here as they will lie on workers.
+    pub(super) files_are_here: bool,
+}
 
 /// A job and its items, as they were typed.
 ///
@@ -27,10 +39,34 @@ pub(super) fn submission(
     args: &JobArgs,
     lists: Vec<Vec<OsString>>,
     max_output: u64,
-) -> Result<(Submission, Source), MapError> {
+) -> Result<Typed, MapError> {
     let separator = if args.null { 0 } else { b'\n' };
     let (source, framing) = source(args, lists, Framing::Separator(separator))?;
-    let spec = spec(args, framing, max_output)?;
+    let (mut spec, module) = spec(args, framing, max_output)?;
+    if let (false, Some(directory)) = (args.file.is_empty(), &args.wd) {
+        let problem = format!(
+            "files that are brought along go to a directory of the job's own: leave --wd out, or see to it \
+             that they are in {} on each worker",
+            directory.display()
+        );
+        return Err(flag("--file", problem));
+    }
+    if !args.file.is_empty() && args.builtin.is_some() {
+        return Err(flag(
+            "--file",
+            "a function that is registered in the worker has no use for files",
+        ));
+    }
+    if args.wasm.is_some() && args.wd.is_some() {
+        let problem = "a module of WebAssembly runs in no directory; what it may read is brought along with --file";
+        return Err(flag("--wd", problem));
+    }
+    // Last of all, as it may take a while.
+    let mut brought = files::bring(&args.file)?;
+    spec.files = brought.files;
+    if let Some(module) = module {
+        brought.artifacts.insert(module);
+    }
     let submission = Submission {
         name: args.name.clone().unwrap_or_default(),
         submit_key: args.submit_key.clone(),
@@ -45,11 +81,12 @@ pub(super) fn submission(
         submitter: submitter(),
         submitted_ms: wall_clock::unix_ms().unwrap_or(0),
     };
-    Ok((submission, source))
+    let (artifacts, files_are_here) = (brought.artifacts, brought.are_here);
+    Ok(Typed { submission, source, artifacts, files_are_here })
 }
 
 fn blocks(args: &JobArgs) -> Result<Blocks, MapError> {
-    Ok(match (args.pipe, args.block) {
+    Ok(match (args.pipe || args.wasm.is_some(), args.block) {
         (false, _) => Blocks::ItemWise,
         (true, None) => Blocks::Schedule,
         (true, Some(0)) => return Err(flag("--block", "a block has at least one byte")),
@@ -69,7 +106,7 @@ fn policy(args: &JobArgs, runtime: Runtime) -> Policy {
         speculate: match args.speculate {
             Speculate::On => true,
             Speculate::Off => false,
-            Speculate::Auto => runtime == Runtime::Builtin,
+            Speculate::Auto => matches!(runtime, Runtime::Builtin | Runtime::Wasm),
         },
     }
 }
@@ -103,10 +140,10 @@ fn source(
         return Err(MapError::SeveralLists);
     }
     if let Some(list) = lists.into_iter().next() {
-        return items(list.into_iter().map(OsString::into_vec).collect(), args.pipe, framing);
+        return items(list.into_iter().map(OsString::into_vec).collect(), args, framing);
     }
     if let Some(path) = &args.from_failures {
-        return items(super::again::items(path)?, args.pipe, framing);
+        return items(super::again::items(path)?, args, framing);
     }
     match &args.input {
         Some(path) if path.as_os_str() != "-" => Ok((Source::File(path.clone()), framing)),
@@ -115,24 +152,67 @@ fn source(
     }
 }
 
-/// A list of items; a block has its items in lines, as a program expects them.
-fn items(items: Vec<Vec<u8>>, pipe: bool, framing: Framing) -> Result<(Source, Framing), MapError> {
+/// A list of items; a program that reads them on its standard input has them in lines, as it expects
+/// them.
+fn items(
+    items: Vec<Vec<u8>>,
+    args: &JobArgs,
+    framing: Framing,
+) -> Result<(Source, Framing), MapError> {
     if let Some(long) = items.iter().find(|item| item.len() > ITEM_BYTES_MAX) {
         return Err(flag(":::", format!("an item of {} bytes is too long", long.len())));
     }
-    let framing = if pipe { framing } else { Framing::LengthPrefixed };
+    let Framing::Separator(separator) = framing else { return Ok((Source::Items(items), framing)) };
+    let is_python = args.python.python.is_some();
+    if (args.filter || is_python)
+        && let Some(number) = items.iter().position(|item| item.contains(&separator))
+    {
+        let number = number + 1;
+        let problem = match args.filter {
+            true => format!(
+                "item {number} has an end of a line in it, and the program is to answer each line with one \
+                 (-0 gives it items that end in NUL)"
+            ),
+            false => format!("item {number} has an end of a line in it (-0 has items end in NUL)"),
+        };
+        return Err(flag(if args.filter { "--filter" } else { "--python" }, problem));
+    }
+    let in_lines = args.pipe || args.filter || is_python || args.wasm.is_some();
+    let framing = if in_lines { framing } else { Framing::LengthPrefixed };
     Ok((Source::Items(items), framing))
 }
 
-fn spec(args: &JobArgs, framing: Framing, max_output: u64) -> Result<JobSpec, MapError> {
+/// What a worker is told but for its files, and the module of WebAssembly if it is one.
+fn spec(
+    args: &JobArgs,
+    framing: Framing,
+    max_output: u64,
+) -> Result<(JobSpec, Option<Artifact>), MapError> {
+    let mut module = None;
     let argv: Vec<Vec<u8>> = args.command.iter().map(|word| word.as_bytes().to_vec()).collect();
+    let two = |flag| MapError::TwoFunctions {
+        flag,
+        command: args.command[0].to_string_lossy().into_owned(),
+    };
     let function = match (&args.builtin, argv.is_empty()) {
+        (None, true) if let Some(named) = &args.python.python => {
+            python::function(&args.python, named)?
+        }
+        (None, true) if let Some(path) = &args.wasm => {
+            let (function, artifact) = wasm::function(path)?;
+            module = Some(artifact);
+            Function::Wasm(function)
+        }
+        (None, false) if args.python.python.is_some() => return Err(two("--python")),
+        (None, false) if args.wasm.is_some() => return Err(two("--wasm")),
+        (None, false) if args.shell && args.filter => {
+            Function::Filter { argv: shell_program(argv)? }
+        }
         (None, _) if args.shell => Function::Exec { argv: shell_line(&argv)? },
         (None, true) => return Err(MapError::NoFunction),
-        (Some(_), false) => {
-            return Err(MapError::TwoFunctions(args.command[0].to_string_lossy().into_owned()));
-        }
+        (Some(_), false) => return Err(two("--builtin")),
         (Some(name), true) => Function::Builtin { name: name.clone() },
+        (None, false) if args.filter => Function::Filter { argv },
         (None, false) if args.pipe => Function::Pipe { argv },
         (None, false) => Function::Exec { argv: Template::command(&argv) },
     };
@@ -140,15 +220,18 @@ fn spec(args: &JobArgs, framing: Framing, max_output: u64) -> Result<JobSpec, Ma
         None => Directory::Private,
         Some(path) => Directory::Path(absolute(path)?.into_os_string().into_vec()),
     };
-    Ok(JobSpec {
+    let spec = JobSpec {
         function,
         framing,
         directory,
         environment: args.env.iter().map(variable).collect::<Result<_, _>>()?,
+        files: JobFiles::default(),
         timeout: args.timeout,
         max_output,
+        limits: Limits { memory: args.memory, cpu_seconds: args.cpu_seconds, nice: args.nice },
         per_item: args.format == Format::Json,
-    })
+    };
+    Ok((spec, module))
 }
 
 /// A shell line as a command: the shell takes what the placeholders stand for as its parameters, so
@@ -164,6 +247,13 @@ fn shell_line(argv: &[Vec<u8>]) -> Result<Vec<Template>, MapError> {
     templates.extend([Template::literal(&line), Template::literal(b"sh")]);
     templates.extend(parameters);
     Ok(templates)
+}
+
+/// A shell line that reads its items itself.
+fn shell_program(argv: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, MapError> {
+    let [line] = <[_; 1]>::try_from(argv)
+        .map_err(|_| flag("--shell", "the command line is one word: put it in quotes"))?;
+    Ok(vec![b"/bin/sh".to_vec(), b"-c".to_vec(), line])
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, MapError> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use widemap_cluster::config::Config;
+use widemap_common::units::size_shown;
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{AttemptTold, Explanation, How, Job, JobName, Prune, Pruned};
 
@@ -111,7 +112,7 @@ fn prune(args: &PruneArgs) -> ExitCode {
     told(pruned, |Pruned { jobs, freed_bytes }| {
         jobs.iter().for_each(|job| say::result(&job.to_string()));
         let count = crate::summary::plural(jobs.len() as u64, "job");
-        say::line(&format!("widemap: {count} removed, {} freed", bytes_shown(freed_bytes)));
+        say::line(&format!("widemap: {count} removed, {} freed", size_shown(freed_bytes)));
     })
 }
 
@@ -191,17 +192,6 @@ fn roughly(time: Duration) -> String {
     }
 }
 
-fn bytes_shown(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
 /// What `widemap status` says for people.
 fn lines(job: &Job) -> Vec<String> {
     let status = &job.status;
@@ -232,8 +222,8 @@ fn lines(job: &Job) -> Vec<String> {
     lines.push(format!("workers    {}, {} lost", counts.workers, counts.workers_lost));
     lines.push(format!(
         "bytes      {} of items, {} of results so far",
-        bytes_shown(job.input_bytes),
-        bytes_shown(status.output_bytes)
+        size_shown(job.input_bytes),
+        size_shown(status.output_bytes)
     ));
     lines
 }
@@ -328,8 +318,8 @@ mod tests {
             assert_eq!(roughly(Duration::from_secs(seconds)), shown);
         }
         for (bytes, shown) in [(0, "0 bytes"), (1_023, "1023 bytes"), (1_536, "1.5 KiB")] {
-            assert_eq!(bytes_shown(bytes), shown);
+            assert_eq!(size_shown(bytes), shown);
         }
-        assert_eq!(bytes_shown(u64::MAX), "16777216.0 TiB");
+        assert_eq!(size_shown(u64::MAX), "16777216.0 TiB");
     }
 }

@@ -10,12 +10,13 @@ use widemap_cluster::config::Config;
 use widemap_proto::jobs::{JobName, Submission};
 
 use super::collect::{Done, Outlets, Owner, Signals, Wanted, collect};
+use super::job::Typed;
 use super::options::{JobArgs, MapArgs};
 use super::place::{self, Sources, Whereabouts};
 use super::settings::Settings;
 use super::{complain, coordinator, job, rerun};
 use crate::client::{self, Coordinator};
-use crate::data::Source;
+use crate::data::{Artifacts, Source};
 use crate::driver::{self, Ending, JournalPlan, Outcome, Plan, Results};
 use crate::embedded::Spawner;
 use crate::error::MapError;
@@ -34,6 +35,7 @@ struct Theirs {
     coordinator: Coordinator,
     submission: Submission,
     source: Source,
+    artifacts: Artifacts,
     wanted: Wanted,
 }
 
@@ -104,7 +106,8 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
     let config = Config::find()?;
     logging::start(&args.log, &config)?;
     let settings = Settings::find(&args, &config)?;
-    let (submission, source) = job::submission(&args.job, lists, settings.max_output)?;
+    let Typed { submission, source, artifacts, files_are_here } =
+        job::submission(&args.job, lists, settings.max_output)?;
     distinct(&args)?;
     let whereabouts = Whereabouts::find_or_coordinator(&args.place, &args.coordinator, &config)?;
     if let Some(named) = whereabouts.coordinator() {
@@ -113,7 +116,13 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         let identity = place::identity(wanted.as_ref(), Role::Coordinator)?;
         let coordinator = coordinator::at(named, identity.as_deref(), args.place.timers)?;
         let wanted = wanted_results(args, &submission);
-        return Ok(Errand::Theirs(Box::new(Theirs { coordinator, submission, source, wanted })));
+        return Ok(Errand::Theirs(Box::new(Theirs {
+            coordinator,
+            submission,
+            source,
+            artifacts,
+            wanted,
+        })));
     }
     needs_no_coordinator(&args.job)?;
     whereabouts.warn();
@@ -151,7 +160,8 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         },
         quiet: args.quiet,
         progress: !args.quiet && !args.no_progress,
-        private: args.job.wd.is_none(),
+        artifacts,
+        private: args.job.wd.is_none() && files_are_here,
         reorder_bytes_max: args.reorder_bytes_max,
         spill_bytes_max: args.spill_bytes_max,
         inflight_bytes_max: args.inflight_bytes_max,
@@ -198,14 +208,14 @@ fn wanted_results(args: MapArgs, submission: &Submission) -> Wanted {
 
 /// Submits a map and collects its results.
 async fn by_coordinator(theirs: Theirs, begun: Instant) -> Result<Done, MapError> {
-    let Theirs { coordinator, mut submission, source, wanted } = theirs;
+    let Theirs { coordinator, mut submission, source, artifacts, wanted } = theirs;
     let quiet = wanted.quiet;
     let mut signals = Signals::new()?;
     let outlets = Outlets::create(wanted)?;
     let own_key = submission.submit_key.is_none().then(client::new_key);
     submission.submit_key = submission.submit_key.or_else(|| own_key.clone());
     let submitted = tokio::select! {
-        submitted = coordinator.submit(submission, source) => submitted.map_err(MapError::from)?,
+        submitted = coordinator.submit(submission, source, artifacts) => submitted.map_err(MapError::from)?,
         signal = signals.next() => {
             withdraw(&coordinator, own_key, &mut signals).await;
             return Ok(Done { outcome: outlets.give_up(signal), took: None });

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use widemap_cluster::config::Config;
 
+use super::job::Typed;
 use super::options::SubmitArgs;
 use super::settings::max_output;
 use super::{complain, coordinator, job};
@@ -26,10 +27,11 @@ fn submit(args: &SubmitArgs, lists: Vec<Vec<OsString>>) -> Result<(), MapError> 
     let config = Config::find()?;
     logging::start(&args.user.log, &config)?;
     let max_output = max_output(args.job.max_output, &config)?;
-    let (submission, source) = job::submission(&args.job, lists, max_output)?;
+    let Typed { submission, source, artifacts, .. } =
+        job::submission(&args.job, lists, max_output)?;
     let submitted = super::block_on(async {
         let coordinator = coordinator::find(&args.user, &config).await?;
-        coordinator.submit(submission, source).await.map_err(MapError::from)
+        coordinator.submit(submission, source, artifacts).await.map_err(MapError::from)
     })?;
     if submitted.was_there {
         let id = submitted.job.id;

@@ -14,7 +14,7 @@ use widemap_common::ids::WorkerId;
 use widemap_common::limits::DRIVER_QUEUE;
 use widemap_common::time::Time;
 use widemap_proto::jobs::{WorkerTold, WorkerTraits};
-use widemap_proto::session::LeftOut;
+use widemap_proto::session::{LeftOut, Report};
 
 use super::options::{ListFormat, WorkersArgs};
 use super::place::{self, Sources, Whereabouts};
@@ -160,7 +160,18 @@ async fn ask(args: &WorkersArgs, sources: Sources) -> Vec<Row> {
                     LinkNews::Cut { reason, ended } => {
                         fleet.cut(now, event.link, reason, ended, &mut events);
                     }
-                    LinkNews::Reports(_) | LinkNews::Corrupt { .. } => {}
+                    LinkNews::Reports(reports) => {
+                        let Some(worker) = fleet.worker_of(event.link) else { continue };
+                        for report in reports {
+                            if let (Report::Paused(why), Some(entry)) =
+                                (report, fleet.worker_mut(worker))
+                            {
+                                entry.paused = why;
+                            }
+                        }
+                    }
+                    LinkNews::Corrupt { .. }
+                    | LinkNews::Unreadable { .. } => {}
                 }
             }
         }
@@ -203,7 +214,11 @@ fn rows(fleet: &Fleet, round_trips: &BTreeMap<WorkerId, Duration>) -> Vec<Row> {
         let state = match status {
             LinkStatus::Dialling => "not used: no answer yet".to_owned(),
             LinkStatus::Attached(worker) => {
-                ready(fleet.worker(*worker).and_then(|entry| entry.hello.left_out.as_ref()))
+                let worker = fleet.worker(*worker);
+                match worker.and_then(|entry| entry.paused.as_ref()) {
+                    Some(why) => format!("takes no work for now: {why}"),
+                    None => ready(worker.and_then(|entry| entry.hello.left_out.as_ref())),
+                }
             }
             LinkStatus::Cut(_, reason) => format!("not used: cut off: {reason}"),
             LinkStatus::Alias(worker) => format!("the same worker as {}", fleet.name(*worker)),

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use tonic::Status;
+use widemap_common::artifact::Digest;
 use widemap_common::ids::JobId;
 use widemap_common::limits::{JOBS_CALL_MS, JOBS_CALL_RETRIES};
 use widemap_proto::WireError;
@@ -28,6 +29,18 @@ macro_rules! call {
 }
 
 impl Coordinator {
+    /// Those of some artifacts that the coordinator does not have.
+    ///
+    /// # Errors
+    /// [`JobsError`] if the coordinator does not tell.
+    pub(super) async fn missing_artifacts(
+        &self,
+        digests: Vec<Digest>,
+    ) -> Result<Vec<Digest>, JobsError> {
+        let asked = wire::Artifacts::from(digests);
+        self.read(call!(self, missing_artifacts, asked)?.try_into())
+    }
+
     /// Every job, in the order in which they were submitted.
     ///
     /// # Errors

@@ -3,6 +3,8 @@
 //! Each submission has a key, of the user or of our own making, so that one whose answer was lost can be
 //! asked for, and sent again, without there being two jobs.
 
+use std::collections::VecDeque;
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -11,12 +13,15 @@ use tokio::sync::Notify;
 use tonic::Code;
 use widemap_common::framing::Framing;
 use widemap_common::limits::{CHUNK_ITEMS_MAX, PART_BYTES_MAX};
+use widemap_proto::artifact::ArtifactPart;
 use widemap_proto::jobs::{JobName, JobPart, Submission, Submitted, Submitting};
 use widemap_proto::wire;
 use widemap_proto::wire::jobs_client::JobsClient;
 
 use super::coordinator::{Coordinator, JobsError, Patience};
-use crate::data::{BlockRule, Input, InputError, Source};
+use crate::data::{
+    Artifact, ArtifactError, ArtifactReader, Artifacts, BlockRule, Input, InputError, Source,
+};
 
 /// What keys of our own making begin with.
 const OWN_KEY: &str = "~";
@@ -30,6 +35,9 @@ pub(crate) enum SubmitError {
     /// The items cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// A file that the job brings along cannot be sent.
+    #[error(transparent)]
+    File(#[from] ArtifactError),
     /// The connection broke, and the items cannot be read once more.
     #[error(
         "{error}; the items came from a pipe and cannot be sent again: no job was made of them"
@@ -51,7 +59,7 @@ pub(crate) fn new_key() -> String {
 }
 
 impl Coordinator {
-    /// Hands a job in. When this returns, the job is durable.
+    /// Hands a job in, with what is in its files. When this returns, the job is durable.
     ///
     /// # Errors
     /// [`SubmitError`]: then no job was made, as far as is known.
@@ -59,6 +67,7 @@ impl Coordinator {
         &self,
         mut submission: Submission,
         source: Source,
+        artifacts: Artifacts,
     ) -> Result<Submitted, SubmitError> {
         let key = submission.submit_key.get_or_insert_with(new_key).clone();
         let mut patience = Patience::new();
@@ -81,19 +90,42 @@ impl Coordinator {
                 return Err(SubmitError::OnlyOnce { error });
             }
             was_sent = true;
-            let sending = Sending::open(&submission, &source)?;
+            let missing = match self.missing(&artifacts).await {
+                Ok(missing) => missing,
+                Err(error) => {
+                    // Nothing of the items is sent yet.
+                    was_sent = false;
+                    tokio::time::sleep(patience.pause(error)?).await;
+                    continue;
+                }
+            };
+            let sending = Sending::open(&submission, &source, missing)?;
             let fault = sending.fault.clone();
             let answer =
                 JobsClient::new(connected.channel.clone()).submit(sending.messages()).await;
             if let Some(error) = fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                return Err(error.into());
+                return Err(error);
             }
             let error = match answer {
                 Ok(reply) => return Ok(self.read(reply.into_inner().try_into())?),
                 Err(status) => self.failed(&connected, &status),
             };
+            if is_missing(&error, &artifacts) && is_repeatable(&source) {
+                // They were there when they were asked for, and are gone with the job that had them.
+                continue;
+            }
             tokio::time::sleep(patience.pause(error)?).await;
         }
+    }
+
+    /// What the coordinator does not have of a job's files.
+    async fn missing(&self, artifacts: &Artifacts) -> Result<VecDeque<Artifact>, JobsError> {
+        let digests = artifacts.digests();
+        if digests.is_empty() {
+            return Ok(VecDeque::new());
+        }
+        let missing = self.missing_artifacts(digests).await?;
+        Ok(missing.into_iter().filter_map(|digest| artifacts.get(digest).cloned()).collect())
     }
 
     /// The job of a key that was sent before, if it became one.
@@ -108,6 +140,12 @@ impl Coordinator {
     }
 }
 
+/// Whether a submission is refused for what was not sent of its files.
+fn is_missing(error: &JobsError, artifacts: &Artifacts) -> bool {
+    let refused = matches!(error, JobsError::Refused { code: Code::FailedPrecondition, .. });
+    refused && !artifacts.digests().is_empty()
+}
+
 /// Whether items can be read from their beginning again.
 fn is_repeatable(source: &Source) -> bool {
     match source {
@@ -120,21 +158,28 @@ fn is_repeatable(source: &Source) -> bool {
 /// A submission that is being sent.
 struct Sending {
     submission: Option<Submission>,
+    /// What is to be sent of the job's files, and what is being sent.
+    artifacts: VecDeque<Artifact>,
+    reader: Option<ArtifactReader>,
     input: Input,
     arrived: Arc<Notify>,
     /// What is left of a long item.
     rest: Bytes,
     sent_bytes: u64,
-    /// Why the items could not be read to their end.
+    /// Why what is to be sent could not be read to its end.
     fault: Fault,
     is_over: bool,
 }
 
 /// See [`Sending`].
-type Fault = Arc<Mutex<Option<InputError>>>;
+type Fault = Arc<Mutex<Option<SubmitError>>>;
 
 impl Sending {
-    fn open(submission: &Submission, source: &Source) -> Result<Self, InputError> {
+    fn open(
+        submission: &Submission,
+        source: &Source,
+        artifacts: VecDeque<Artifact>,
+    ) -> Result<Self, InputError> {
         let framing: Framing = submission.spec.framing;
         let arrived = Arc::new(Notify::new());
         let bell = Arc::clone(&arrived);
@@ -143,6 +188,8 @@ impl Sending {
         let input = Input::open(source.clone(), framing, rule, move || bell.notify_one())?;
         Ok(Self {
             submission: Some(submission.clone()),
+            artifacts,
+            reader: None,
             input,
             arrived,
             rest: Bytes::new(),
@@ -164,6 +211,11 @@ impl Sending {
         if let Some(submission) = self.submission.take() {
             return Some(Submitting::Begin(Box::new(submission)));
         }
+        match self.next_artifact().await {
+            Ok(None) => {}
+            Ok(Some(part)) => return Some(Submitting::Artifact(part)),
+            Err(error) => return self.fail(error.into()),
+        }
         while !self.is_over {
             if self.rest.is_empty() {
                 self.input.poll();
@@ -176,9 +228,7 @@ impl Sending {
                 return Some(Submitting::Items(JobPart { offset, data }));
             }
             if let Some(error) = self.input.take_error() {
-                // Without its end nothing of it counts.
-                *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                return None;
+                return self.fail(error.into());
             }
             if self.input.level().rest_bytes == Some(0) {
                 self.is_over = true;
@@ -187,6 +237,36 @@ impl Sending {
             self.arrived.notified().await;
         }
         None
+    }
+
+    /// Ends what is sent: without its end nothing of it counts.
+    fn fail(&mut self, error: SubmitError) -> Option<Submitting> {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        None
+    }
+
+    async fn next_artifact(&mut self) -> Result<Option<ArtifactPart>, ArtifactError> {
+        loop {
+            let (reader, artifact) = match (self.reader.take(), self.artifacts.is_empty()) {
+                (Some(reader), _) => (Some(reader), None),
+                (None, false) => (None, self.artifacts.pop_front()),
+                (None, true) => return Ok(None),
+            };
+            let read = tokio::task::spawn_blocking(move || {
+                let mut reader = match (reader, artifact) {
+                    (Some(reader), _) => reader,
+                    (None, Some(artifact)) => ArtifactReader::open(artifact)?,
+                    (None, None) => return Ok(None),
+                };
+                let part = reader.next(PART_BYTES_MAX)?;
+                Ok(part.map(|part| (part, reader)))
+            });
+            let read = read.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
+            if let Some((part, reader)) = read {
+                self.reader = Some(reader);
+                return Ok(Some(part));
+            }
+        }
     }
 
     fn cut(&mut self) -> Bytes {

@@ -3,7 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
-use widemap_common::framing::Framing;
+use serde_json::value::RawValue;
+use widemap_common::framing::{Framing, LINES};
 use widemap_common::varint;
 
 use super::report::{FailureRecord, Results};
@@ -38,6 +39,8 @@ pub enum ResultShape {
     Printed,
     /// One result for each item, framed as the items are.
     Framed(Framing),
+    /// One value of JSON for each item, a line each.
+    Json,
 }
 
 /// What a line of JSON says, in its order. Bytes that are not UTF-8 are put in base64.
@@ -60,6 +63,8 @@ struct Line<'a> {
     output: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     output_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a RawValue>,
     stderr: std::borrow::Cow<'a, str>,
     worker: Option<&'a str>,
     attempts: u32,
@@ -90,6 +95,7 @@ pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, o
         let length = match (lengths.next(), shape.results) {
             (Some(length), _) => usize::try_from(length).unwrap_or(usize::MAX),
             (None, ResultShape::Framed(framing)) => framing.offset_of(rest, 1),
+            (None, ResultShape::Json) => LINES.offset_of(rest, 1),
             (None, ResultShape::Printed) if is_last => rest.len(),
             (None, ResultShape::Printed) => 0,
         };
@@ -100,7 +106,11 @@ pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, o
         let mut line = good_line(shape, results, index, told, micros.next().unwrap_or(average));
         (line.item, line.item_base64) = text_or_base64(item);
         line.args = line.item.map(|item| [item]);
-        (line.output, line.output_base64) = text_or_base64(without_framing(shape.results, own));
+        let own = without_framing(shape.results, own);
+        line.value = value(shape.results, own);
+        if line.value.is_none() {
+            (line.output, line.output_base64) = text_or_base64(own);
+        }
         push_line(out, &line);
     }
 }
@@ -108,7 +118,10 @@ pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, o
 /// Appends the line that stands for a failed item in the output.
 pub(super) fn push_failure(out: &mut Vec<u8>, shape: Shape, record: &FailureRecord) {
     let mut line = failure_line(shape, record);
-    line.output = Some("");
+    match shape.results {
+        ResultShape::Json => line.value = Some(RawValue::NULL),
+        _ => line.output = Some(""),
+    }
     push_line(out, &line);
 }
 
@@ -166,6 +179,7 @@ fn good_line<'a>(
         error: None,
         output: None,
         output_base64: None,
+        value: None,
         stderr: String::from_utf8_lossy(stderr),
         worker: Some(&results.worker),
         attempts: results.runs,
@@ -190,6 +204,7 @@ fn failure_line(shape: Shape, record: &FailureRecord) -> Line<'_> {
         error: Some(&record.message),
         output: None,
         output_base64: None,
+        value: None,
         stderr: String::from_utf8_lossy(&record.stderr),
         worker: record.worker.as_deref(),
         attempts: record.runs,
@@ -211,6 +226,13 @@ fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
     }
 }
 
+/// What a function of Python has returned. NaN and the infinities, which Python writes all the same, are no
+/// JSON: then there is none.
+fn value(shape: ResultShape, output: &[u8]) -> Option<&RawValue> {
+    let text = (shape == ResultShape::Json).then(|| std::str::from_utf8(output).ok())??;
+    serde_json::from_str(text).ok()
+}
+
 fn without_framing(shape: ResultShape, output: &[u8]) -> &[u8] {
     match shape {
         ResultShape::Printed => output,
@@ -218,6 +240,7 @@ fn without_framing(shape: ResultShape, output: &[u8]) -> &[u8] {
         ResultShape::Framed(Framing::Separator(separator)) => {
             output.strip_suffix(&[separator]).unwrap_or(output)
         }
+        ResultShape::Json => output.strip_suffix(b"\n").unwrap_or(output),
         ResultShape::Framed(Framing::LengthPrefixed) => {
             Framing::LengthPrefixed.items(output).next().unwrap_or_default()
         }

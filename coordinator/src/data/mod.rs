@@ -27,6 +27,7 @@
 //! the scheduler may run ahead. When everything is accepted and [`Merge::is_empty`]:
 //! [`Merge::close`], and once notified [`Merge::outcome`]; then [`OutputFile::commit`].
 
+mod artifacts;
 mod block;
 mod delivery;
 mod digest;
@@ -57,6 +58,7 @@ mod stepped;
 mod tests;
 mod unframe;
 
+pub(crate) use artifacts::{Artifact, ArtifactError, ArtifactReader, Artifacts, digest_of};
 pub use block::BlockRule;
 pub use delivery::Delivery;
 pub use digest::function_digest;
@@ -68,7 +70,7 @@ pub use input::{Chunk, Input, InputFile, InputLevel};
 pub(crate) use ledger::{Ledger, LedgerConfig, Rendering};
 pub use merge::{Merge, MergeBounds, MergeConfig, MergeLevel};
 pub use output_file::{OutputFile, OutputFileError};
-pub use people::{item_shown, line_shown, stderr_lines};
+pub use people::{item_shown, line_shown, message_shown, stderr_lines};
 pub use prefix::Prefix;
 pub use receipt::{ItemCounts, Unbalanced, receipt_json};
 pub use report::{FailureRecord, Report, Results};

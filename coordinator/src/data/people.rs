@@ -28,6 +28,23 @@ pub fn line_shown(text: &str) -> String {
     shown
 }
 
+/// The message of a failure, bounded and escaped: its first line; or of a traceback of Python its last one,
+/// which says what happened, and below it where, in lines of their own.
+#[must_use]
+pub fn message_shown(text: &str) -> String {
+    if !text.starts_with("Traceback (") {
+        return line_shown(text);
+    }
+    let lines: Vec<_> = text.lines().collect();
+    let skipped = lines.len().saturating_sub(STDERR_LINES_SHOWN);
+    let mut shown = line_shown(lines.last().unwrap_or(&""));
+    for line in &lines[skipped..] {
+        shown.push('\n');
+        push_escaped(&mut shown, line.chars().take(LINE_CHARS_SHOWN));
+    }
+    shown
+}
+
 /// What an item wrote on standard error, each line as `[seq item] text`; `seq` counts from 1.
 /// `is_cut` says that there was more before it.
 #[must_use]
@@ -63,6 +80,14 @@ mod tests {
     fn what_items_print_can_not_steer_a_terminal() {
         let lines = stderr_lines(3, b"a\x1b[31m", b"one\ntwo\x07\n", false);
         assert_eq!(lines, "[3 a\\u{1b}[31m] one\n[3 a\\u{1b}[31m] two\\u{7}\n");
+    }
+
+    #[test]
+    fn a_traceback_begins_with_what_happened() {
+        let text = "Traceback (most recent call last):\n  File \"f.py\", line 1\nValueError: \x07";
+        let want = format!("ValueError: \\u{{7}}\n{}", text.replace('\x07', "\\u{7}"));
+        assert_eq!(message_shown(text), want);
+        assert_eq!(message_shown("exited with status 1\nmore"), "exited with status 1");
     }
 
     #[test]

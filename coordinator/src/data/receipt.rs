@@ -65,16 +65,20 @@ pub fn receipt_json(spec: &JobSpec, items: ItemCounts, sink: &SinkReport, second
         Function::Exec { argv } => {
             argv.iter().map(|argument| String::from_utf8_lossy(argument.text())).collect()
         }
-        Function::Pipe { argv } => {
+        Function::Filter { argv } | Function::Pipe { argv } => {
             argv.iter().map(|argument| String::from_utf8_lossy(argument)).collect()
         }
+        Function::Python(python) => {
+            vec![String::from_utf8_lossy(&python.path), python.function.as_str().into()]
+        }
+        Function::Wasm(wasm) => vec![String::from_utf8_lossy(&wasm.path)],
         Function::Builtin { name } => vec![name.as_str().into()],
     };
     let framing = match spec.framing {
         Framing::Separator(separator) => format!("separator {separator}"),
         Framing::LengthPrefixed => "length".to_owned(),
     };
-    let digest = function_digest(&spec.function, spec.framing);
+    let digest = function_digest(spec);
     let receipt = Receipt {
         spec: Spec { runtime: spec.function.runtime().name(), argv, framing, digest },
         items,
@@ -91,6 +95,7 @@ pub fn receipt_json(spec: &JobSpec, items: ItemCounts, sink: &SinkReport, second
 #[cfg(test)]
 mod tests {
     use super::*;
+    use widemap_common::artifact::JobFiles;
 
     #[test]
     fn a_receipt_says_what_was_run_and_what_came_of_it() {
@@ -99,8 +104,10 @@ mod tests {
             framing: widemap_common::framing::LINES,
             directory: widemap_common::spec::Directory::Private,
             environment: Vec::new(),
+            files: JobFiles::default(),
             timeout: None,
             max_output: 1,
+            limits: widemap_common::spec::Limits::default(),
             per_item: false,
         };
         let items = ItemCounts { read: 3, ok: 2, failed: 1, not_run: 0 };

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use widemap_common::artifact::Digest;
 use widemap_common::ids::{AttemptId, JobId, WorkerId};
 use widemap_common::limits::PART_BYTES_MAX;
+use widemap_common::units::size_shown;
 use widemap_proto::jobs::AttemptState;
 use widemap_proto::session::{Credit, Done, HeldAttempt, HeldState, Part, Report};
 use widemap_sched::event::{DeathProof, Event, ItemFault};
@@ -11,8 +13,13 @@ use widemap_sched::event::{DeathProof, Event, ItemFault};
 use super::core::{Attempt, Core, Verdict};
 use super::fleet::{Attachment, WorkerState};
 use super::job::Job;
+use crate::data::ArtifactError;
+use crate::error::MapError;
 use crate::failpoint;
 use crate::session::{LinkEvent, LinkNews};
+
+/// A worker that is sent so many bytes of files takes a while to begin: that is said.
+const FILES_BYTES_TOLD: u64 = 64 * 1024 * 1024;
 
 impl Core {
     /// Takes in what a link says.
@@ -39,6 +46,7 @@ impl Core {
                     events.push(Event::RoundTrip { worker, micros });
                 }
             }
+            LinkNews::Unreadable { artifact, error } => self.unreadable(artifact, &error),
             LinkNews::Corrupt { attempt, reason } => {
                 if let Some(worker) = self.fleet.worker_of(link)
                     && self.is_of(worker, attempt)
@@ -220,6 +228,7 @@ impl Core {
                 let Credit { slots, queue } = self.fleet.credit(worker);
                 Event::WorkerCredit { worker, slots, queue }
             }
+            Report::JobNeeds(job, digests) => return self.send_files(worker, job, &digests),
             Report::JobReady(job) => {
                 if let Some(open) = self.jobs.get_mut(&job) {
                     open.was_ready();
@@ -267,6 +276,7 @@ impl Core {
                 }
                 Event::WorkerDraining { worker }
             }
+            Report::Paused(why) => return self.paused(worker, why),
             Report::Log(_, text) => {
                 let name = self.fleet.name(worker).to_owned();
                 return self.notices.line(format!("widemap: {name}: {text}"));
@@ -276,6 +286,44 @@ impl Core {
         };
         self.events.push_back(event);
         self.drain_events();
+    }
+
+    /// A worker takes no work for now, or takes it again: its credit says so to the scheduler.
+    fn paused(&mut self, worker: WorkerId, why: Option<String>) {
+        let name = self.fleet.name(worker).to_owned();
+        let Some(entry) = self.fleet.worker_mut(worker) else { return };
+        match &why {
+            Some(why) => {
+                self.notices.say(&format!("worker {name} takes no more work for now: {why}"));
+            }
+            None if entry.paused.is_some() => {
+                self.notices.say(&format!("worker {name} takes work again"));
+            }
+            None => {}
+        }
+        entry.paused = why;
+    }
+
+    /// A worker lacks what is in files of a job.
+    fn send_files(&mut self, worker: WorkerId, job: JobId, digests: &[Digest]) {
+        let (Some(job), Some(link)) = (self.jobs.get(&job), self.fleet.link(worker)) else {
+            return;
+        };
+        let artifacts: Vec<_> =
+            digests.iter().filter_map(|&digest| job.artifact(digest).cloned()).collect();
+        let bytes: u64 = artifacts.iter().map(|artifact| artifact.bytes).sum();
+        if bytes >= FILES_BYTES_TOLD {
+            let name = self.fleet.name(worker);
+            self.notices.say(&format!("sending {} of files to worker {name}", size_shown(bytes)));
+        }
+        link.uploads.push(artifacts);
+    }
+
+    /// What is in a file of jobs cannot be read any more.
+    fn unreadable(&mut self, artifact: Digest, error: &ArtifactError) {
+        let of_jobs = self.jobs.iter().filter(|(_, job)| job.artifact(artifact).is_some());
+        let failed = of_jobs.map(|(&id, _)| Verdict::Failed(id, MapError::File(error.to_string())));
+        self.verdicts.extend(failed);
     }
 
     /// A part of an attempt's output.
@@ -320,6 +368,8 @@ impl Core {
         let event = Event::AttemptDone { attempt: id, busy_us: done.busy_us, faults };
         let range = attempt.range;
         let Some(job) = self.jobs.get_mut(&attempt.job) else { return };
+        let unfit = job.judge_fitness(range.first, range.items, done);
+        self.verdicts.extend(unfit.map(|error| Verdict::Failed(attempt.job, error)));
         match job.arrived(range, self.fleet.name(worker), done) {
             Ok(lines) => lines.into_iter().for_each(|line| self.notices.line(line)),
             Err(error) => return self.reject(worker, id, &error.to_string()),

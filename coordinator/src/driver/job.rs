@@ -4,6 +4,7 @@
 mod deliverer;
 mod direct;
 mod ending;
+mod fitness;
 mod history;
 mod input;
 mod members;
@@ -16,18 +17,20 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use widemap_common::artifact::{Digest, JobFiles};
 use widemap_common::ids::{AttemptId, ItemRange, JobId, WorkerId};
-use widemap_common::spec::{Directory, JobSpec};
+use widemap_common::spec::{Directory, JobSpec, Runtime};
 use widemap_proto::jobs::{AttemptState, Submission};
 use widemap_proto::session::{Done, Part};
 use widemap_sched::event::JobPolicy;
 
 use super::core::Attempt;
-use crate::data::{self, HeldInput, Input, MergeLevel, Prefix, Report, Shape};
+use crate::data::{self, Artifact, Artifacts, HeldInput, Input, MergeLevel, Prefix, Report, Shape};
 use crate::error::MapError;
 use crate::journal::{Shelf, Ticket, Writer};
 use crate::summary::{Counts, NamedFailure};
 use deliverer::{Delivered, Deliverer};
+use fitness::Fitness;
 use history::History;
 use outlets::Outlets;
 use way::Way;
@@ -41,6 +44,8 @@ pub(super) struct Job {
     policy: JobPolicy,
     shape: Shape,
     private: bool,
+    /// What is in its files.
+    artifacts: Artifacts,
     /// Whether results are rendered as JSON, which takes more of them.
     json: bool,
     input: Input,
@@ -65,6 +70,8 @@ pub(super) struct Job {
     /// The attempt whose end is being judged.
     judged: Option<Judged>,
     refusals: BTreeMap<WorkerId, Refused>,
+    /// Whether its function is fit for its runtime, while that is in doubt.
+    fitness: Fitness,
     has_been_ready: bool,
     counts: Counts,
     failures: Vec<NamedFailure>,
@@ -77,6 +84,8 @@ pub(super) struct KeptPlan {
     pub(super) submission: Submission,
     /// Its items.
     pub(super) input: PathBuf,
+    /// What is in its files.
+    pub(super) artifacts: Artifacts,
     pub(super) writer: Arc<Writer>,
     /// What is durable of it already.
     pub(super) shelf: Option<Arc<Shelf>>,
@@ -113,13 +122,21 @@ impl Job {
         &self.policy
     }
 
-    /// What a worker is told: one in this process works where the caller does.
+    /// What a worker is told: one in this process works where the caller does. A module of WebAssembly has
+    /// its files and nothing else, wherever it runs.
     pub(super) fn spec_for(&self, embedded: bool) -> JobSpec {
         let mut spec = self.spec.clone();
-        if embedded && self.private {
+        if embedded && self.private && spec.function.runtime() != Runtime::Wasm {
             spec.directory = Directory::Inherit;
+            // They are there already.
+            spec.files = JobFiles::default();
         }
         spec
+    }
+
+    /// What is in one of its files.
+    pub(super) fn artifact(&self, digest: Digest) -> Option<&Artifact> {
+        self.artifacts.get(digest)
     }
 
     /// Keeps a part of an attempt's output.

@@ -1,6 +1,7 @@
 //! The journal of one map: the same that a service keeps of its jobs, but for the input, of which only
 //! running hashes are kept.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use widemap_common::framing::Framing;
 use widemap_common::ids::{CoordinatorId, Epoch};
-use widemap_common::spec::Directory;
+use widemap_common::spec::{Directory, Limits};
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{Blocks, Ended, Ending, How, JobCounts, Submission};
 
@@ -168,6 +169,13 @@ fn changes(before: &Submission, now: &Submission) -> Vec<String> {
     compare("--timeout", timeouts.0, timeouts.1, old.timeout != new.timeout);
     let most = (old.max_output.to_string(), new.max_output.to_string());
     compare("--max-output", most.0, most.1, old.max_output != new.max_output);
+    let memory = |limits: &Limits| limits.memory.map_or(0, NonZeroU64::get).to_string();
+    let memories = (memory(&old.limits), memory(&new.limits));
+    compare("--memory", memories.0, memories.1, old.limits.memory != new.limits.memory);
+    let seconds = |limits: &Limits| limits.cpu_seconds.map_or(0, NonZeroU32::get).to_string();
+    let times = (seconds(&old.limits), seconds(&new.limits));
+    let differs = old.limits.cpu_seconds != new.limits.cpu_seconds;
+    compare("--cpu-seconds", times.0, times.1, differs);
     let place = |directory: &Directory| match directory {
         Directory::Private => "a private directory".to_owned(),
         Directory::Inherit => "the worker's own".to_owned(),
@@ -175,6 +183,9 @@ fn changes(before: &Submission, now: &Submission) -> Vec<String> {
     };
     let directories = (place(&old.directory), place(&new.directory));
     compare("--wd", directories.0, directories.1, old.directory != new.directory);
+    if old.files != new.files {
+        changes.push("  --file: other files, or other contents of them".to_owned());
+    }
     if old.environment != new.environment {
         changes.push("  --env: other variables, or other values of them".to_owned());
     }

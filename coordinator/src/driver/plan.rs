@@ -8,7 +8,7 @@ use widemap_proto::jobs::{Blocks, Policy, Submission};
 use widemap_sched::event::JobPolicy;
 
 use crate::cli::Wait;
-use crate::data::{BlockRule, Source};
+use crate::data::{Artifacts, BlockRule, Source};
 use crate::error::MapError;
 use crate::places;
 use crate::session::Trust;
@@ -42,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) quiet: bool,
     /// Show progress, if anybody sees it.
     pub(crate) progress: bool,
+    /// What is in the job's files.
+    pub(crate) artifacts: Artifacts,
     /// No directory was named: embedded workers use the caller's.
     pub(crate) private: bool,
     /// Accepted results that wait in memory.

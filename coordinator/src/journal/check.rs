@@ -1,9 +1,10 @@
-//! Looks at everything that a journal keeps, as `widemap journal check` does: every fact, and every byte of
-//! results that a fact points to. Nothing is changed.
+//! Looks at everything that a journal keeps, as `widemap journal check` does: every fact, every byte of
+//! results that a fact points to, and what is in files that jobs brought along. Nothing is changed.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::artifacts;
 use super::extent::Extent;
 use super::fact::Fact;
 use super::medium::Medium;
@@ -17,7 +18,7 @@ pub(crate) struct Finding {
     pub(crate) directory: PathBuf,
     /// Items that are final.
     pub(crate) items: u64,
-    /// Bytes of results that were looked at.
+    /// Bytes of results and of files that were looked at.
     pub(crate) bytes: u64,
     /// Segments that were looked at.
     pub(crate) segments: usize,
@@ -72,6 +73,9 @@ fn check_job(medium: &dyn Medium, directory: &Path) -> Finding {
     for run in extents.chunk_by(|a, b| a.segment == b.segment) {
         check_segment(medium, directory, run, &mut finding);
     }
+    let (bytes, problems) = artifacts::check(medium, directory);
+    finding.bytes += bytes;
+    finding.problems.extend(problems);
     finding
 }
 

@@ -41,6 +41,12 @@ pub(crate) enum JournalError {
         /// What is wrong.
         problem: String,
     },
+    /// What came of the files of a job is not what was to come.
+    #[error("of the files of the job, {0}")]
+    Artifact(String),
+    /// Not all of what is in the files of a job has come.
+    #[error("not all of what is in the files of the job has come: submit it again")]
+    MissingArtifacts,
     /// There is no room.
     #[error(
         "the disk of {} is full: nothing is lost that was acknowledged; make room and start again",

@@ -17,6 +17,8 @@ pub(crate) trait Medium: Send + Sync {
     fn create_directory(&self, path: &Path) -> io::Result<()>;
     /// Gives a file or directory another name, in place of what has it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file one more name, where nothing is: what is in it goes with the last of them.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, sorted.
@@ -83,6 +85,10 @@ impl Medium for Disk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {

@@ -4,21 +4,26 @@
 //! ```text
 //! lock          held by the coordinator that runs
 //! coordinator   who it is, over all of its lives, which life this is, and the next job's number
-//! jobs/N/       a job: `job`, `input`, `facts`, `payload-000001` ...
+//! jobs/N/       a job: `job`, `input`, `files/DIGEST`, `facts`, `payload-000001` ...
 //! ```
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use widemap_common::artifact::Digest;
 use widemap_common::ids::{CoordinatorId, Epoch, JobId};
+use widemap_proto::artifact::ArtifactPart;
 
+use super::artifacts::DraftArtifacts;
 use super::error::JournalError;
 use super::fact::{self, Fact};
 use super::files::JobFiles;
 use super::job_file::JobHeader;
-use super::medium::{Medium, MediumFile, write_whole};
+use super::long_file::LongFile;
+use super::medium::{Medium, write_whole};
 use super::record::{self, Found};
 use super::shelf::{FACTS, Final, Shelf, segment_path};
 use super::writer::Writer;
@@ -58,7 +63,8 @@ pub(crate) struct Draft {
     directory: PathBuf,
     header: JobHeader,
     is_ordered: bool,
-    input: Option<(Box<dyn MediumFile>, u64)>,
+    artifacts: DraftArtifacts,
+    input: Option<LongFile>,
     is_finished: bool,
 }
 
@@ -140,12 +146,20 @@ impl Store {
         let made = self.medium.create_directory(&directory);
         made.map_err(|e| JournalError::io("make", &directory, e))?;
         let store = Arc::clone(self);
-        let mut draft =
-            Draft { store, directory, header, is_ordered, input: None, is_finished: false };
+        let artifacts = DraftArtifacts::default();
+        let mut draft = Draft {
+            store,
+            directory,
+            header,
+            is_ordered,
+            artifacts,
+            input: None,
+            is_finished: false,
+        };
         if has_input {
             let path = draft.directory.join(INPUT);
             let file = self.medium.create(&path).map_err(|e| JournalError::io("make", &path, e))?;
-            draft.input = Some((file, 0));
+            draft.input = Some(LongFile::new(file));
         }
         Ok(draft)
     }
@@ -190,16 +204,36 @@ impl KeptJob {
 }
 
 impl Draft {
+    /// Says what is in the job's files; `known` says where some of it lies already, in another job's.
+    ///
+    /// # Errors
+    /// If nothing can be written.
+    pub(crate) fn need(
+        &mut self,
+        artifacts: BTreeMap<Digest, u64>,
+        known: impl Fn(Digest) -> Option<PathBuf>,
+    ) -> Result<(), JournalError> {
+        let medium = &*self.store.medium;
+        self.artifacts = DraftArtifacts::begin(medium, &self.directory, artifacts, known)?;
+        Ok(())
+    }
+
+    /// Adds to what is in the job's files.
+    ///
+    /// # Errors
+    /// If it is not of them, or cannot be written: then the draft is of no use.
+    pub(crate) fn write_artifact(&mut self, part: &ArtifactPart) -> Result<(), JournalError> {
+        self.artifacts.write(&*self.store.medium, &self.directory, part)
+    }
+
     /// Adds to the input.
     ///
     /// # Errors
     /// If it cannot be written: then the draft is of no use.
     pub(crate) fn write(&mut self, items: &[u8]) -> Result<(), JournalError> {
         let path = self.directory.join(INPUT);
-        let Some((file, length)) = &mut self.input else { return Ok(()) };
-        file.write_at(items, *length).map_err(|e| JournalError::io("write", &path, e))?;
-        *length += items.len() as u64;
-        Ok(())
+        let Some(input) = &mut self.input else { return Ok(()) };
+        input.append(items).map_err(|e| JournalError::io("write", &path, e))
     }
 
     /// Makes the job, durably, and gives it its number.
@@ -210,12 +244,12 @@ impl Draft {
         let store = Arc::clone(&self.store);
         let medium = &*store.medium;
         let mut input_bytes = 0;
-        if let Some((file, length)) = self.input.take() {
+        if let Some(input) = &mut self.input {
             let path = self.directory.join(INPUT);
-            file.sync().map_err(|e| JournalError::io("make durable", &path, e))?;
-            input_bytes = length;
-            self.input = Some((file, length));
+            input.sync().map_err(|e| JournalError::io("make durable", &path, e))?;
+            input_bytes = input.length();
         }
+        self.artifacts.finish(medium, &self.directory)?;
         let (path, facts_path) = (self.directory.join(JOB), self.directory.join(FACTS));
         write_whole(medium, &path, &self.header.to_bytes())
             .and_then(|()| write_whole(medium, &facts_path, FACTS_MAGIC))

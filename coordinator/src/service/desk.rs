@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use widemap_common::artifact::Digest;
 use widemap_common::ids::JobId;
 use widemap_common::limits::{
     ATTEMPTS_TOLD_MAX, JOBS_LISTED_MAX, JOBS_WAITING_MAX, LINE_CHARS_SHOWN, REQUEST_MS,
@@ -161,6 +162,11 @@ impl Desk {
     /// If too many are on their way in.
     pub(crate) fn enter(&self) -> Result<Entrance, DeskError> {
         self.counter.enter()
+    }
+
+    /// Those of some artifacts that no job here has.
+    pub(crate) fn missing_artifacts(&self, digests: Vec<Digest>) -> Vec<Digest> {
+        digests.into_iter().filter(|&digest| !self.counter.ledger.has_artifact(digest)).collect()
     }
 
     /// The results of a job from a position on.

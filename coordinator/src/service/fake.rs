@@ -10,8 +10,10 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use widemap_common::artifact::Digest;
 use widemap_common::ids::JobId;
 use widemap_common::limits::PART_BYTES_MAX;
+use widemap_proto::artifact::ArtifactPart;
 use widemap_proto::jobs::{Ended, Ending, How, JobCounts, Position};
 
 use super::ledger::{Draft, Ledger, LedgerError, NewJob, Next, Shelf, ShelfCursor};
@@ -141,12 +143,20 @@ impl Ledger for FakeLedger {
         }))
     }
 
+    fn has_artifact(&self, _: Digest) -> bool {
+        false
+    }
+
     fn used_bytes(&self) -> u64 {
         self.used.load(Ordering::SeqCst)
     }
 }
 
 impl Draft for FakeDraft {
+    fn write_artifact(&mut self, _: &ArtifactPart) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
     fn write(&mut self, items: &[u8]) -> Result<(), LedgerError> {
         let mut file = self.file.as_ref().expect("it is not finished");
         let full = |source| LedgerError::Full { path: self.path.clone(), source };

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use widemap_common::limits::{PART_BYTES_MAX, SUBMISSIONS_MAX};
 use widemap_common::wall_clock;
+use widemap_proto::artifact::ArtifactPart;
 use widemap_proto::jobs::{JobStatus, Submission, Submitted};
 
 use super::desk::{DeskError, DeskLimits};
@@ -207,6 +208,30 @@ impl Intake {
     /// Bytes of input so far.
     pub(crate) fn input_bytes(&self) -> u64 {
         self.input_bytes
+    }
+
+    /// Takes a part of what is in the job's files in; what the job that there is has already is nothing new.
+    ///
+    /// # Errors
+    /// If it is too much, not of the job's files, or cannot be written. The submission is of no use then.
+    pub(crate) async fn write_artifact(&mut self, part: ArtifactPart) -> Result<(), DeskError> {
+        let (Some(state), Some(place)) = (self.state.take(), &mut self.place) else {
+            return Err(DeskError::Stopping);
+        };
+        self.state = Some(match state {
+            State::Fresh(mut draft, submission, created_ms) => {
+                let bytes = part.data.len() as u64;
+                self.counter.has_room(bytes)?;
+                place.add(bytes);
+                blocking(move || {
+                    draft.write_artifact(&part).map_err(DeskError::Ledger)?;
+                    Ok(State::Fresh(draft, submission, created_ms))
+                })
+                .await?
+            }
+            known @ State::Known(..) => known,
+        });
+        Ok(())
     }
 
     /// Takes the next items in.

@@ -1,6 +1,6 @@
 //! The journal as the service uses it: jobs are handed in to it, their results are read from it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use widemap_common::artifact::Digest;
 use widemap_common::ids::{CoordinatorId, Epoch, JobId};
+use widemap_common::spec::JobSpec;
 use widemap_common::wall_clock;
+use widemap_proto::artifact::ArtifactPart;
 use widemap_proto::jobs::{Ended, JobStatus, Position, Prune, Pruned, Submission};
 
 use super::ledger::{Draft, Ledger, LedgerError, NewJob, Next, Shelf, ShelfCursor};
 use super::registry::{JobEntry, Registry};
-use crate::data::failures_file_line;
+use super::shared::SharedArtifacts;
+use crate::data::{Artifact, Artifacts, failures_file_line};
 use crate::journal::{self, JobHeader, JournalError, KeptJob, Medium, Store, Writer};
 
 /// See the file's head.
@@ -22,6 +26,8 @@ pub(crate) struct Kept {
     store: Arc<Store>,
     writer: Arc<Writer>,
     shelves: Mutex<HashMap<JobId, Known>>,
+    shared: Mutex<SharedArtifacts>,
+    directory: PathBuf,
 }
 
 #[derive(Clone)]
@@ -49,12 +55,17 @@ impl Kept {
                 .is_ok_and(|submission| !submission.output.unordered)
         };
         let (store, jobs) = Store::open(medium, directory, is_ordered)?;
-        let kept =
-            Self { store: Arc::new(store), writer: Arc::new(writer), shelves: Mutex::default() };
+        let kept = Self {
+            store: Arc::new(store),
+            writer: Arc::new(writer),
+            shelves: Mutex::default(),
+            shared: Mutex::default(),
+            directory: directory.to_owned(),
+        };
         let mut remarks = Vec::new();
         for mut job in jobs {
             remarks.append(&mut job.remarks);
-            let path = directory.join("jobs").join(job.id.0.to_string());
+            let path = kept.job_directory(job.id);
             let submission = Submission::from_bytes(job.header.submission.clone());
             let submission = submission.map_err(|error| JournalError::Version {
                 path: path.join("job"),
@@ -69,6 +80,7 @@ impl Kept {
             if ended.is_none() {
                 job.write_with(&kept.writer);
             }
+            kept.shared().add(job.id, submission.spec.artifacts());
             registry.insert(Arc::new(kept.entry(&job, submission)));
         }
         Ok((kept, remarks))
@@ -123,16 +135,31 @@ impl Kept {
             if ago < prune.ended_before {
                 continue;
             }
-            let freed_bytes = self.job_bytes(entry.id);
+            let freed_bytes = self.job_bytes(entry.id) + self.shared().bytes_of(entry.id);
             if let Err(error) = self.store.remove(entry.id) {
                 return (pruned, Some(error.to_string()));
             }
             registry.remove(entry.id);
             self.lock().remove(&entry.id);
+            self.shared().remove(entry.id);
             pruned.jobs.push(entry.id);
             pruned.freed_bytes += freed_bytes;
         }
         (pruned, None)
+    }
+
+    /// What a job brings along.
+    pub(crate) fn artifacts(&self, job: JobId, spec: &JobSpec) -> Artifacts {
+        let directory = self.job_directory(job);
+        let artifact = |(digest, bytes)| {
+            let path = journal::artifact_path(&directory, digest);
+            Artifact { digest, bytes, path }
+        };
+        spec.artifacts().into_iter().map(artifact).collect()
+    }
+
+    fn job_directory(&self, job: JobId) -> PathBuf {
+        self.directory.join("jobs").join(job.0.to_string())
     }
 
     fn entry(&self, job: &KeptJob, submission: Submission) -> JobEntry {
@@ -151,6 +178,10 @@ impl Kept {
             shelf: Arc::new(KeptShelf(Arc::clone(&job.shelf))),
             status: watch::Sender::new(JobStatus::queued()),
         }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, SharedArtifacts> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of one job on disk: its input and its results.
@@ -173,26 +204,42 @@ impl Ledger for KeptLedger {
         submit_key: Option<&str>,
         created_ms: u64,
     ) -> Result<Box<dyn Draft>, LedgerError> {
-        let is_ordered = Submission::from_bytes(submission.clone())
-            .is_ok_and(|submission| !submission.output.unordered);
+        let parsed = Submission::from_bytes(submission.clone()).ok();
+        let is_ordered = parsed.as_ref().is_some_and(|submission| !submission.output.unordered);
+        let artifacts = parsed.map(|submission| submission.spec.artifacts()).unwrap_or_default();
         let submit_key = submit_key.map(str::to_owned);
         let header = JobHeader { submission, submit_key, created_ms };
-        let draft = self.0.store.begin(header, is_ordered, true).map_err(failed)?;
-        Ok(Box::new(KeptDraft { draft, kept: Arc::clone(&self.0) }))
+        let mut draft = self.0.store.begin(header, is_ordered, true).map_err(failed)?;
+        let known = |digest| {
+            let holder = self.0.shared().holder(digest)?;
+            Some(journal::artifact_path(&self.0.job_directory(holder), digest))
+        };
+        draft.need(artifacts.clone(), known).map_err(failed)?;
+        Ok(Box::new(KeptDraft { draft, artifacts, kept: Arc::clone(&self.0) }))
+    }
+
+    fn has_artifact(&self, digest: Digest) -> bool {
+        self.0.shared().holder(digest).is_some()
     }
 
     fn used_bytes(&self) -> u64 {
         let shelves = self.0.lock();
-        shelves.values().map(|known| known.directory_bytes + known.shelf.kept_bytes()).sum()
+        let of_jobs = |known: &Known| known.directory_bytes + known.shelf.kept_bytes();
+        shelves.values().map(of_jobs).sum::<u64>() + self.0.shared().bytes()
     }
 }
 
 struct KeptDraft {
     draft: journal::Draft,
+    artifacts: BTreeMap<Digest, u64>,
     kept: Arc<Kept>,
 }
 
 impl Draft for KeptDraft {
+    fn write_artifact(&mut self, part: &ArtifactPart) -> Result<(), LedgerError> {
+        self.draft.write_artifact(part).map_err(failed)
+    }
+
     fn write(&mut self, items: &[u8]) -> Result<(), LedgerError> {
         self.draft.write(items).map_err(failed)
     }
@@ -206,6 +253,7 @@ impl Draft for KeptDraft {
             directory_bytes: job.input_bytes,
         };
         self.kept.lock().insert(job.id, known);
+        self.kept.shared().add(job.id, self.artifacts);
         let input = job.input.clone().unwrap_or_else(PathBuf::new);
         Ok(NewJob { id: job.id, input, shelf: Arc::new(KeptShelf(job.shelf)) })
     }
@@ -213,6 +261,10 @@ impl Draft for KeptDraft {
 
 fn failed(error: JournalError) -> LedgerError {
     match error {
+        JournalError::Artifact(what) => {
+            LedgerError::Artifact(format!("of the files of the job, {what}"))
+        }
+        JournalError::MissingArtifacts => LedgerError::MissingArtifacts,
         JournalError::Full { path } => {
             LedgerError::Full { path, source: io::ErrorKind::StorageFull.into() }
         }

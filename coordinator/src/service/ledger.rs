@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use widemap_common::artifact::Digest;
 use widemap_common::ids::JobId;
+use widemap_proto::artifact::ArtifactPart;
 use widemap_proto::jobs::Position;
 
 /// Where jobs are kept. Its calls wait for a disk.
@@ -24,10 +26,19 @@ pub(crate) trait Ledger: Send + Sync {
 
     /// Bytes on disk of all jobs.
     fn used_bytes(&self) -> u64;
+
+    /// Whether some job has this in its files.
+    fn has_artifact(&self, digest: Digest) -> bool;
 }
 
 /// A job that is being handed in.
 pub(crate) trait Draft: Send {
+    /// Adds to what is in its files. What is there already may come again.
+    ///
+    /// # Errors
+    /// [`LedgerError`] if it is not of them, or cannot be written: then the draft is of no use any more.
+    fn write_artifact(&mut self, part: &ArtifactPart) -> Result<(), LedgerError>;
+
     /// Adds to its input.
     ///
     /// # Errors
@@ -99,6 +110,12 @@ pub(crate) enum Next {
 /// Why a job cannot be handed in.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LedgerError {
+    /// What came of the job's files is not what was to come.
+    #[error("{0}")]
+    Artifact(String),
+    /// Not all of what is in the job's files has come, nor is it here.
+    #[error("not all of what is in the files of the job has come: submit it again")]
+    MissingArtifacts,
     /// There is no room.
     #[error("there is no room on the disk of {path}: {source}")]
     Full {

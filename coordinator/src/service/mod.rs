@@ -15,6 +15,7 @@ mod ledger;
 mod registry;
 mod request;
 mod run;
+mod shared;
 
 pub(crate) use collect::Collect;
 pub(crate) use desk::{Desk, DeskError, DeskLimits};

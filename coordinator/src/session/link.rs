@@ -11,7 +11,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+use widemap_common::artifact::Digest;
 use widemap_common::backoff;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch};
 use widemap_common::limits::STREAM_QUEUE;
@@ -23,6 +25,8 @@ use widemap_proto::{VERSION, WireError};
 
 use super::dial::{Dial, DialError, Line, Trust, root_cause};
 use super::outbox::{Outbox, SendBounds, StreamId};
+use super::upload::{self, UploadError, Uploads};
+use crate::data::ArtifactError;
 use crate::driver::BUILD;
 
 /// How long the end of a stream waits for the worker to hear of it.
@@ -66,6 +70,8 @@ pub(crate) enum LinkNews {
     RoundTrip(Duration),
     /// A result arrived changed; the stream ends.
     Corrupt { attempt: AttemptId, reason: String },
+    /// What is in a file of jobs cannot be read any more, and why.
+    Unreadable { artifact: Digest, error: ArtifactError },
     /// The stream broke, or the worker ended it in good order.
     Cut { reason: String, ended: bool },
     /// There is no connection, and why.
@@ -79,6 +85,8 @@ pub(crate) enum LinkNews {
 pub(crate) struct Link {
     /// What waits to be sent.
     pub(crate) outbox: Arc<Outbox>,
+    /// What waits to be sent of the files of jobs.
+    pub(crate) uploads: Arc<Uploads>,
     /// Sends what waits, ends the stream in good order (the worker forgets this coordinator) and with
     /// it the task.
     pub(crate) goodbye: CancellationToken,
@@ -122,9 +130,15 @@ pub(crate) fn spawn(
 ) -> Link {
     let Greeting { hello, trust, timers } = greeting;
     let outbox = Arc::new(Outbox::new(SendBounds::new(&timers)));
+    let uploads = Arc::new(Uploads::default());
     let (goodbye, stop) = (CancellationToken::new(), CancellationToken::new());
-    let link = Link { outbox: outbox.clone(), goodbye: goodbye.clone(), stop: stop.clone() };
-    let runner = Runner { id, dial, hello, trust, timers, events, outbox, goodbye };
+    let link = Link {
+        outbox: outbox.clone(),
+        uploads: uploads.clone(),
+        goodbye: goodbye.clone(),
+        stop: stop.clone(),
+    };
+    let runner = Runner { id, dial, hello, trust, timers, events, outbox, uploads, goodbye };
     tasks.spawn(async move {
         tokio::select! {
             // One that is stopped dials nobody any more.
@@ -144,6 +158,7 @@ struct Runner {
     timers: Timers,
     events: mpsc::Sender<LinkEvent>,
     outbox: Arc<Outbox>,
+    uploads: Arc<Uploads>,
     goodbye: CancellationToken,
 }
 
@@ -235,6 +250,7 @@ impl Runner {
     /// Carries one stream until it ends.
     async fn carry(&self, line: Line, failures: &mut u32, attached: &mut bool) -> StreamEnd {
         let stream = self.outbox.begin_stream();
+        self.uploads.clear();
         let (orders, queue) = mpsc::channel(STREAM_QUEUE);
         let begun = Instant::now();
         let greeting = vec![Order::Hello(self.hello.clone())];
@@ -242,6 +258,7 @@ impl Runner {
             return StreamEnd::Cut("the stream ended at once".to_owned());
         }
         let mut client = WorkerClient::new(line.channel);
+        let uploading = client.clone();
         let limit = Duration::from_millis(self.timers.connect_ms);
         let opening = async {
             let mut reports = client.session(ReceiverStream::new(queue)).await?.into_inner();
@@ -275,6 +292,7 @@ impl Runner {
             end = self.read(&mut reports, begun) => end,
             end = self.write(orders, begun) => end,
             end = self.ping(begun) => end,
+            end = self.upload(uploading) => end,
         };
         // A stream that did not last is no success: two addresses of one worker would take it from
         // each other for as long as the driver has no time to see it.
@@ -305,6 +323,20 @@ impl Runner {
             tokio::time::sleep(GOODBYE).await;
         }
         StreamEnd::Goodbye
+    }
+
+    /// Sends what is in files of jobs.
+    async fn upload(&self, client: WorkerClient<Channel>) -> StreamEnd {
+        loop {
+            let bounds = SendBounds::new(&self.timers).pace;
+            match upload::send(&self.uploads, client.clone(), bounds).await {
+                UploadError::Unreadable(artifact, error) => {
+                    self.tell(LinkNews::Unreadable { artifact, error }).await;
+                }
+                // On the next stream the worker asks again for what it does not have.
+                UploadError::Refused(status) => return ended(&status),
+            }
+        }
     }
 
     /// Takes in what the worker says. Each ping is answered: a worker whose connection stands and that

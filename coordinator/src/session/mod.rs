@@ -8,6 +8,7 @@ mod observed;
 mod outbox;
 mod pace;
 mod tcp;
+mod upload;
 
 pub(crate) use dial::{Dial, DialError, HERE, Line, Trust};
 pub(crate) use link::{GOODBYE, Greeting, Link, LinkEvent, LinkId, LinkNews, spawn};

@@ -171,6 +171,7 @@ impl From<Submitting> for wire::SubmitRequest {
         use wire::submit_request::Kind;
         let kind = match submitting {
             Submitting::Begin(submission) => Kind::Begin((*submission).into()),
+            Submitting::Artifact(part) => Kind::Artifact(part.into()),
             Submitting::Items(part) => Kind::Items(wire::ItemsPart {
                 offset: part.offset,
                 crc32c: crc32c::crc32c(&part.data),
@@ -188,6 +189,7 @@ impl TryFrom<wire::SubmitRequest> for Submitting {
         use wire::submit_request::Kind;
         Ok(match request.kind.ok_or(WireError::UnknownKind)? {
             Kind::Begin(submission) => Self::Begin(Box::new(submission.try_into()?)),
+            Kind::Artifact(part) => Self::Artifact(part.try_into()?),
             Kind::Items(part) => {
                 Self::Items(part_from_wire("the items", part.offset, part.data, part.crc32c)?)
             }

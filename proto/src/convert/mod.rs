@@ -1,6 +1,7 @@
 //! Wire types to domain types and back. A message that does not fit is an error that names the
 //! field: it comes from another build or from nobody of ours, and ends the session or the call.
 
+mod artifact;
 mod jobs;
 mod spec;
 mod told;

@@ -1,13 +1,17 @@
 //! What a worker must know of a job: the same in a session and in a submission.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use bytes::Bytes;
+use widemap_common::artifact::JobFiles;
 use widemap_common::framing::Framing;
 use widemap_common::ids::JobId;
-use widemap_common::spec::{Directory, Function, JobSpec};
+use widemap_common::limits::{NICE_MAX, PYTHON_SOURCE_BYTES_MAX, WASM_MODULE_BYTES_MAX};
+use widemap_common::spec::{Directory, Function, JobSpec, Limits, Python, Wasm};
 use widemap_common::template::Template;
 
+use super::artifact::{digest_from_wire, digest_to_wire, files_from_wire, files_to_wire};
 use super::{Result, WireError};
 use crate::wire;
 
@@ -24,6 +28,15 @@ pub(super) fn job_to_wire(job: JobId, spec: JobSpec) -> wire::OpenJob {
             Function::Pipe { argv } => {
                 WireFunction::Pipe(wire::Pipe { argv: argv.into_iter().map(bytes).collect() })
             }
+            Function::Filter { argv } => {
+                WireFunction::Filter(wire::Filter { argv: argv.into_iter().map(bytes).collect() })
+            }
+            Function::Python(python) => WireFunction::Python(python_to_wire(*python)),
+            Function::Wasm(wasm) => WireFunction::Wasm(wire::Wasm {
+                path: wasm.path.into(),
+                digest: digest_to_wire(wasm.module),
+                bytes: wasm.bytes,
+            }),
             Function::Builtin { name } => WireFunction::Builtin(wire::Builtin { name }),
         }),
         framing: Some(wire::Framing {
@@ -47,6 +60,12 @@ pub(super) fn job_to_wire(job: JobId, spec: JobSpec) -> wire::OpenJob {
             .map_or(0, |t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX).max(1)),
         max_output: spec.max_output,
         per_item: spec.per_item,
+        files: files_to_wire(&spec.files),
+        limits: (spec.limits != Limits::default()).then(|| wire::Limits {
+            memory: spec.limits.memory.map_or(0, NonZeroU64::get),
+            cpu_seconds: spec.limits.cpu_seconds.map_or(0, NonZeroU32::get),
+            nice: spec.limits.nice.into(),
+        }),
     }
 }
 
@@ -57,12 +76,16 @@ pub(super) fn job_from_wire(open: wire::OpenJob) -> Result<JobSpec> {
         true => Err(WireError::Field("argv")),
         false => Ok(argv.iter().map(|arg| arg.to_vec()).collect::<Vec<_>>()),
     };
+    let files = files_from_wire(open.files)?;
     Ok(JobSpec {
         function: match open.function.ok_or(WireError::UnknownKind)? {
             WireFunction::Exec(exec) => Function::Exec {
                 argv: plain(exec.argv)?.iter().map(|arg| Template::parse(arg)).collect(),
             },
             WireFunction::Pipe(pipe) => Function::Pipe { argv: plain(pipe.argv)? },
+            WireFunction::Filter(filter) => Function::Filter { argv: plain(filter.argv)? },
+            WireFunction::Python(python) => Function::Python(Box::new(python_from_wire(python)?)),
+            WireFunction::Wasm(wasm) => Function::Wasm(wasm_from_wire(&wasm, &files)?),
             WireFunction::Builtin(builtin) => Function::Builtin { name: builtin.name },
         },
         framing: match open.framing.and_then(|framing| framing.kind) {
@@ -83,8 +106,61 @@ pub(super) fn job_from_wire(open: wire::OpenJob) -> Result<JobSpec> {
             .into_iter()
             .map(|v| (v.name.to_vec(), v.value.map(|value| value.to_vec())))
             .collect(),
+        files,
         timeout: (open.timeout_us > 0).then(|| Duration::from_micros(open.timeout_us)),
         max_output: open.max_output,
+        limits: open.limits.map(limits_from_wire).transpose()?.unwrap_or_default(),
         per_item: open.per_item,
+    })
+}
+
+fn limits_from_wire(limits: wire::Limits) -> Result<Limits> {
+    let nice = u8::try_from(limits.nice).ok().filter(|&nice| nice <= NICE_MAX);
+    Ok(Limits {
+        memory: NonZeroU64::new(limits.memory),
+        cpu_seconds: NonZeroU32::new(limits.cpu_seconds),
+        nice: nice.ok_or(WireError::Field("Limits.nice"))?,
+    })
+}
+
+fn python_to_wire(python: Python) -> wire::Python {
+    let Python { path, source, function, initializer, recycle, is_text, interpreter } = python;
+    wire::Python {
+        path: path.into(),
+        source,
+        function,
+        initializer,
+        recycle: recycle.map_or(0, NonZeroU32::get),
+        text: is_text,
+        interpreter: interpreter.into(),
+    }
+}
+
+fn wasm_from_wire(wasm: &wire::Wasm, files: &JobFiles) -> Result<Wasm> {
+    let module = digest_from_wire(&wasm.digest)?;
+    // The same content as one of the files has one length.
+    let is_known = files.artifacts().get(&module).is_none_or(|&bytes| bytes == wasm.bytes);
+    if wasm.bytes > WASM_MODULE_BYTES_MAX || !is_known {
+        return Err(WireError::Field("Wasm.bytes"));
+    }
+    Ok(Wasm { path: wasm.path.to_vec(), module, bytes: wasm.bytes })
+}
+
+fn python_from_wire(python: wire::Python) -> Result<Python> {
+    let wire::Python { path, source, function, initializer, recycle, text, interpreter } = python;
+    if function.is_empty() || interpreter.is_empty() {
+        return Err(WireError::Field("Python.function"));
+    }
+    if source.len() > PYTHON_SOURCE_BYTES_MAX {
+        return Err(WireError::Field("Python.source"));
+    }
+    Ok(Python {
+        path: path.to_vec(),
+        source,
+        function,
+        initializer,
+        recycle: NonZeroU32::new(recycle),
+        is_text: text,
+        interpreter: interpreter.to_vec(),
     })
 }

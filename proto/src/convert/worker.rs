@@ -6,6 +6,7 @@ use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, Incarnation, ItemRang
 use widemap_common::limits::{CHUNK_ITEMS_MAX, NAME_BYTES_MAX, PART_BYTES_MAX};
 use widemap_common::spec::Runtime;
 
+use super::artifact::{digest_to_wire, digests_from_wire};
 use super::spec::{job_from_wire, job_to_wire};
 use super::{Result, WireError, shown};
 use crate::session::{
@@ -181,6 +182,10 @@ fn report_to_wire(report: Report) -> ReportKind {
         Report::Credit(credit) => {
             ReportKind::Credit(wire::Credit { slots: credit.slots, queue: credit.queue })
         }
+        Report::JobNeeds(job, digests) => ReportKind::Needs(wire::JobNeeds {
+            job: job.0,
+            digests: digests.into_iter().map(digest_to_wire).collect(),
+        }),
         Report::JobReady(job) => ReportKind::JobReady(wire::JobReady { job: job.0 }),
         Report::JobRefused(job, refusal) => ReportKind::JobRefused(wire::JobRefused {
             job: job.0,
@@ -205,6 +210,7 @@ fn report_to_wire(report: Report) -> ReportKind {
         Report::Draining(deadline_ms) => ReportKind::Draining(wire::Draining { deadline_ms }),
         Report::Pong(stamp) => ReportKind::Pong(wire::Pong { stamp }),
         Report::InputGrant(total) => ReportKind::InputGrant(wire::InputGrant { total }),
+        Report::Paused(why) => ReportKind::Paused(wire::Paused { why: why.unwrap_or_default() }),
         Report::Cancelled(attempt) => ReportKind::Cancelled(wire::Cancelled { attempt: attempt.0 }),
     }
 }
@@ -233,11 +239,18 @@ fn report_from_wire(kind: ReportKind) -> Result<Report> {
         ReportKind::Credit(credit) => {
             Report::Credit(Credit { slots: credit.slots, queue: credit.queue })
         }
+        ReportKind::Needs(needs) => {
+            Report::JobNeeds(JobId(needs.job), digests_from_wire(&needs.digests)?)
+        }
         ReportKind::JobReady(ready) => Report::JobReady(JobId(ready.job)),
         ReportKind::JobRefused(refused) => {
             let cause = cause_from_wire(refused.cause())?;
             let message = shown(refused.message, widemap_common::limits::MESSAGE_BYTES_MAX);
             Report::JobRefused(JobId(refused.job), Refusal { cause, message })
+        }
+        ReportKind::Paused(paused) => {
+            let why = shown(paused.why, widemap_common::limits::MESSAGE_BYTES_MAX);
+            Report::Paused((!why.is_empty()).then_some(why))
         }
         ReportKind::Revoked(revoked) => Report::Revoked(AttemptId(revoked.attempt)),
         ReportKind::TooLate(late) => Report::TooLate(AttemptId(late.attempt)),
@@ -388,6 +401,7 @@ fn fault_to_wire(fault: Fault) -> wire::Fault {
         output_bytes: fault.output_bytes,
         permanent: !fault.retryable,
         micros: fault.micros,
+        unfit: fault.unfit,
     }
 }
 
@@ -413,6 +427,7 @@ fn fault_from_wire(fault: wire::Fault) -> Result<Fault> {
         output_bytes: fault.output_bytes,
         retryable: !fault.permanent,
         micros: fault.micros,
+        unfit: fault.unfit,
     })
 }
 

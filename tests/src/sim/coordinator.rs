@@ -370,7 +370,9 @@ impl Coordinator {
                 self.fleet.member_mut(worker).state = State::Draining;
                 Event::WorkerDraining { worker }
             }
-            Report::Log(..)
+            Report::JobNeeds(..)
+            | Report::Paused(_)
+            | Report::Log(..)
             | Report::Hello(_)
             | Report::Held(_)
             | Report::Pong(_)

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use widemap::data::{
     Chunk, FailureRecord, HeldInput, MergeBounds, Report, ResultShape, Shape, SteppedConfig,
 };
+use widemap_common::artifact::JobFiles;
 use widemap_common::framing::LINES;
 use widemap_common::ids::{AttemptId, ItemRange, JobId};
 use widemap_common::spec::{Function, JobSpec, Runtime};
@@ -75,8 +76,8 @@ impl Job {
         let input = oracle.input();
         let ends = input.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
         let results = match policy.runtime {
-            Runtime::Builtin => ResultShape::Framed(LINES),
-            Runtime::Exec | Runtime::Pipe => ResultShape::Printed,
+            Runtime::Filter | Runtime::Python | Runtime::Builtin => ResultShape::Framed(LINES),
+            Runtime::Exec | Runtime::Pipe | Runtime::Wasm => ResultShape::Printed,
         };
         let is_block_wise = policy.runtime.is_block_wise();
         let merge = SteppedConfig {
@@ -348,16 +349,19 @@ impl Job {
 fn spec(runtime: Runtime) -> JobSpec {
     let function = match runtime {
         Runtime::Exec => Function::Exec { argv: Vec::new() },
-        Runtime::Pipe => Function::Pipe { argv: Vec::new() },
-        Runtime::Builtin => Function::Builtin { name: "simulated".into() },
+        Runtime::Filter => Function::Filter { argv: Vec::new() },
+        Runtime::Pipe | Runtime::Wasm => Function::Pipe { argv: Vec::new() },
+        Runtime::Python | Runtime::Builtin => Function::Builtin { name: "simulated".into() },
     };
     JobSpec {
         function,
         framing: LINES,
         directory: widemap_common::spec::Directory::Private,
         environment: Vec::new(),
+        files: JobFiles::default(),
         timeout: None,
         max_output: widemap_common::limits::MAX_OUTPUT_BYTES,
+        limits: widemap_common::spec::Limits::default(),
         per_item: false,
     }
 }

@@ -152,6 +152,7 @@ impl Oracle {
             message: String::new(),
             exit: Some(1),
             signal: None,
+            unfit: false,
             output_offset: 0,
             output_bytes: 0,
             retryable: self.items[at].nature != Nature::Permanent,

@@ -12,6 +12,7 @@ use widemap_cluster::bundle::WorkerBundle;
 use widemap_cluster::config::Config;
 use widemap_cluster::key::{self, ClusterKey};
 use widemap_cluster::record::Announcement;
+use widemap_common::artifact::{Digest, FileKind, JobFile, JobFiles};
 use widemap_common::failure::{FailureKind, Fault};
 use widemap_common::framing::LINES;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, Incarnation, ItemRange, JobId};
@@ -121,8 +122,17 @@ fn orders() -> Vec<Order> {
         framing: LINES,
         directory: Directory::Private,
         environment: vec![(b"A".to_vec(), Some(b"1".to_vec())), (b"B".to_vec(), None)],
+        files: JobFiles::new(vec![
+            JobFile { path: b"sub".to_vec(), kind: FileKind::Directory },
+            JobFile {
+                path: b"sub/tool".to_vec(),
+                kind: FileKind::Regular { digest: Digest([7; 32]), bytes: 3, executable: true },
+            },
+        ])
+        .unwrap(),
         timeout: Some(Duration::from_secs(1)),
         max_output: 1 << 20,
+        limits: widemap_common::spec::Limits::default(),
         per_item: true,
     };
     vec![
@@ -191,6 +201,7 @@ fn reports() -> Vec<Report> {
             message: "no".to_owned(),
             exit: Some(1),
             signal: None,
+            unfit: false,
             output_offset: 1,
             output_bytes: 1,
             retryable: true,

@@ -89,11 +89,12 @@ fn what_is_done_is_emitted_again_and_nothing_runs() {
 #[test]
 fn a_map_killed_at_any_step_goes_on_and_runs_nothing_again() {
     for name in failpoint::NAMES {
-        for hits in [1, 3] {
+        for hits in [1, 2] {
             let (ann, log) = (WorkerProcess::start("ann", 2), Log::new());
             let ground = Ground::new(&numbers(1..=30));
             let options = [&places(&[&ann]), &["--chunk", "1"][..]].concat();
-            let command = log.noting("sleep 0.02");
+            // Long enough for a second commit, on a slow disk too.
+            let command = log.noting("sleep 0.04");
             let mut map = ground.map(&options, &command);
             map.env("WIDEMAP_FAILPOINT", format!("{name}={hits}"));
             let killed = run(map, b"");
@@ -101,8 +102,9 @@ fn a_map_killed_at_any_step_goes_on_and_runs_nothing_again() {
             let options = [&options, &["--resume"][..]].concat();
             let done = run(ground.map(&options, &command), b"").exits(0);
             assert_eq!(done.text(), numbers(1..=30), "{name}={hits}");
-            // Before the first commit nobody knows what was read, and two items ran.
-            let most = if hits == 1 && name.starts_with("journal.") { 32 } else { 30 };
+            // Before the first commit nobody knows what was read: whatever ran by then, which on a slow
+            // disk may be all of it, runs once more.
+            let most = if hits == 1 && name.starts_with("journal.") { 60 } else { 30 };
             assert!(log.runs() <= most, "{name}={hits}: {} runs\n{}", log.runs(), done.stderr);
         }
     }
@@ -116,7 +118,7 @@ fn a_map_of_a_pipe_goes_on_with_the_same_pipe() {
     let command = log.noting("sleep 0.02");
     let options = ["--local", "2", "--chunk", "1"];
     let mut map = ground.map_of_pipe(&options, &command);
-    map.env("WIDEMAP_FAILPOINT", "result.emitted=5");
+    map.env("WIDEMAP_FAILPOINT", "result.emitted=2");
     let killed = run(map, numbers(1..=40).as_bytes());
     assert_eq!(killed.status, -1);
     assert!(numbers(1..=40).as_bytes().starts_with(&killed.stdout), "{}", killed.text());

@@ -173,6 +173,16 @@ impl wire::worker_server::Worker for Newer {
         let open = tokio_stream::StreamExt::chain(greeting, tokio_stream::pending());
         Ok(Response::new(Box::pin(open)))
     }
+
+    type PutArtifactsStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<wire::ArtifactStored, Status>> + Send>>;
+
+    async fn put_artifacts(
+        &self,
+        _: Request<Streaming<wire::ArtifactPart>>,
+    ) -> Result<Response<Self::PutArtifactsStream>, Status> {
+        Err(Status::unimplemented("no job here has files"))
+    }
 }
 
 /// Scenario 47; that a worker refuses a coordinator of another version is tested beside the worker.

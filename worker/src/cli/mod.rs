@@ -193,6 +193,8 @@ fn worker_config(
         runtimes: if options.allow.is_empty() { Runtime::ALL.to_vec() } else { options.allow },
         timers: options.timers.unwrap_or_default(),
         drain_timeout: options.drain_timeout,
+        file_cache_bytes: options.file_cache,
+        min_memory: options.min_memory,
         idle_timeout: options.idle_timeout,
         reflection: options.reflection,
         identity,

@@ -11,7 +11,7 @@ use widemap_cluster::{Identity, Role, Wanted};
 use widemap_common::limits::SLOTS_MAX;
 use widemap_common::spec::Runtime;
 use widemap_common::time::Timers;
-use widemap_common::units::parse_duration;
+use widemap_common::units::{parse_duration, parse_size};
 
 use super::error::CliError;
 
@@ -83,13 +83,20 @@ pub(super) struct Options {
     /// A label that jobs can require; may be repeated
     #[arg(long = "label", value_name = "K=V", help_heading = "What", value_parser = parse_label)]
     pub(super) labels: Vec<(String, String)>,
-    /// The runtimes that jobs may use: exec, pipe, builtin
+    /// The runtimes that jobs may use: exec, filter, pipe, python, wasm, builtin
     #[arg(long, value_name = "RUNTIME,...", value_delimiter = ',', help_heading = "What",
           value_parser = parse_runtime)]
     pub(super) allow: Vec<Runtime>,
     /// Run commands as another user; builtin functions run in the worker, as this one
     #[arg(long, value_name = "USER", help_heading = "What", long_help = RUN_AS)]
     pub(super) run_as: Option<String>,
+    /// What is kept on disk of files that jobs bring along (--file); a job takes no more than that
+    #[arg(long, value_name = "SIZE", default_value = "4G", help_heading = "What",
+          value_parser = parse_size)]
+    pub(super) file_cache: u64,
+    /// Take no work while less memory than this is available [default: 256M, or a tenth of all]; 0: whatever is
+    #[arg(long, value_name = "SIZE", help_heading = "What", value_parser = parse_size)]
+    pub(super) min_memory: Option<u64>,
     /// Serve gRPC reflection
     #[arg(long, help_heading = "What")]
     pub(super) reflection: bool,

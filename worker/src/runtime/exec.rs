@@ -9,8 +9,9 @@ use bytes::Bytes;
 use widemap_common::limits::ARGUMENT_BYTES_MAX;
 use widemap_common::template::{Fill, Template};
 
-use super::process::{Limits, Outcome, Process, Streams, failure_of};
+use super::process::{Limits, Outcome, Process, failure_of};
 use super::results::Failure;
+use super::streams::Streams;
 use super::{Attempt, Progress, Workbench, micros_since};
 use crate::job::{Launch, Program};
 use crate::spawner::{SpawnRequest, SpawnerGone};
@@ -74,6 +75,7 @@ fn run_item(
         slot: bench.control.index + 1,
     };
     if let Err(failure) = fill_request(&mut bench.request, launch, argv, &fill) {
+        bench.request.forget();
         return Ok(Err(failure));
     }
     let streams = match Streams::open(false) {
@@ -138,6 +140,7 @@ pub(super) fn begin_request(
     stdin: bool,
 ) {
     request.begin(launch.environment.clear, stdin);
+    request.limits(&launch.limits);
     if let Some(directory) = &launch.directory {
         request.directory(directory.as_os_str().as_bytes());
     }

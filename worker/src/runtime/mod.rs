@@ -1,11 +1,20 @@
 //! Runs one attempt on a slot's thread, whatever its runtime, and gathers what became of its items.
 
 mod exec;
+mod filter;
 mod function;
+mod live;
 mod pipe;
 mod process;
+mod python;
 mod results;
+mod streams;
 mod tail;
+#[cfg(feature = "wasm")]
+mod wasm;
+#[cfg(not(feature = "wasm"))]
+#[path = "wasm/absent.rs"]
+mod wasm;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,8 +30,11 @@ use crate::slots::{
     AttemptOutput, InputStream, LaneId, OutputBuffers, Shared, SlotControl, Taken, Task, TaskInput,
 };
 use crate::spawner::{SlotChannel, SpawnRequest, SpawnerGone};
+pub(crate) use filter::FilterManner;
+use live::{Kept, Parting};
 use results::Results;
 use tail::Tail;
+pub(crate) use wasm::{IS_BUILT as WASM_IS_BUILT, WasmJob, WasmModules};
 
 /// What a slot uses again for each attempt.
 pub(crate) struct Workbench {
@@ -33,6 +45,10 @@ pub(crate) struct Workbench {
     buffers: OutputBuffers,
     request: SpawnRequest,
     tail: Tail,
+    /// A process that waits for more of its job.
+    kept: Option<Kept>,
+    /// What modules of WebAssembly need of a slot.
+    clock: wasm::Clock,
 }
 
 impl Workbench {
@@ -48,16 +64,36 @@ impl Workbench {
             buffers: OutputBuffers::default(),
             request: SpawnRequest::default(),
             tail: Tail::default(),
+            kept: None,
+            clock: wasm::Clock::default(),
         }
+    }
+
+    /// The job that something is kept for.
+    pub(crate) fn kept_job(&self) -> Option<&Job> {
+        self.kept.as_ref().map(|kept| kept.job.as_ref())
+    }
+
+    /// Ends what is kept. Tells whose it was.
+    pub(crate) fn let_go(&mut self) -> Result<Option<LaneId>, SpawnerGone> {
+        let (Some(kept), Some(channel)) = (self.kept.take(), &mut self.channel) else {
+            return Ok(None);
+        };
+        kept.live.end(channel, &self.control, &self.timers, Parting::Gentle)?;
+        Ok(Some(kept.lane))
     }
 }
 
 /// An attempt while it runs.
 struct Attempt<'a> {
-    job: &'a Job,
+    job: &'a Arc<Job>,
+    lane: LaneId,
     range: ItemRange,
     output: AttemptOutput<'a>,
     results: Results,
+    /// What it took that would have been the same for any number of items, in microseconds: the size of
+    /// chunks follows the rest.
+    fixed_us: u64,
 }
 
 /// How far an attempt came.
@@ -67,6 +103,22 @@ enum Progress {
     Finished,
     /// It was cancelled, and nobody waits for a result.
     Cancelled,
+}
+
+/// Finds out whether a job can run here, before anything of it does. Nothing comes of it if it is cancelled.
+pub(crate) fn probe(
+    bench: &mut Workbench,
+    shared: &Shared,
+    lane: LaneId,
+    task: &Task,
+) -> Result<Option<Result<(), String>>, SpawnerGone> {
+    let Runner::Python(python) = &task.job.runner else { return Ok(Some(Ok(()))) };
+    bench.let_go()?;
+    let control = bench.control.clone();
+    let output = AttemptOutput::begin(&mut bench.buffers, task.attempt, lane, shared, &control);
+    let (job, range, results) = (&task.job, task.range, Results::default());
+    let mut attempt = Attempt { job, lane, range, output, results, fixed_us: 0 };
+    python::probe(&mut attempt, bench, python)
 }
 
 /// Runs `task`. Nothing comes of it if it is cancelled.
@@ -79,10 +131,15 @@ pub(crate) fn run(
     let started = Instant::now();
     let control = bench.control.clone();
     let output = AttemptOutput::begin(&mut bench.buffers, task.attempt, lane, shared, &control);
-    let job = task.job.as_ref();
-    let mut attempt = Attempt { job, range: task.range, output, results: Results::default() };
+    let (job, range) = (&task.job, task.range);
+    let is_of_another = bench.kept.as_ref().is_some_and(|kept| !Arc::ptr_eq(&kept.job, job));
+    if is_of_another {
+        bench.let_go()?;
+    }
+    let results = Results::default();
+    let mut attempt = Attempt { job, lane, range, output, results, fixed_us: 0 };
     let progress = attempt.run(bench, task.input)?;
-    let Attempt { mut output, results, .. } = attempt;
+    let Attempt { mut output, results, fixed_us, .. } = attempt;
     if progress == Progress::Cancelled {
         return Ok(None);
     }
@@ -94,7 +151,7 @@ pub(crate) fn run(
         attempt: task.attempt,
         output,
         output_bytes,
-        busy_us: micros_since(started),
+        busy_us: micros_since(started).saturating_sub(fixed_us),
         item_lengths: results.lengths.freeze(),
         item_micros: results.micros.freeze(),
         faults: results.faults,
@@ -110,7 +167,16 @@ impl Attempt<'_> {
             TaskInput::Whole(_) => None,
         };
         match &self.job.runner {
+            Runner::Filter(launch, argv, manner) => match whole(input, &bench.control) {
+                Some(input) => filter::run(self, bench, launch, argv, manner, &input),
+                None => Ok(Progress::Cancelled),
+            },
+            Runner::Python(python) => match whole(input, &bench.control) {
+                Some(input) => python::run(self, bench, python, &input),
+                None => Ok(Progress::Cancelled),
+            },
             Runner::Pipe(launch, argv) => pipe::run(self, bench, launch, argv, input),
+            Runner::Wasm(module) => Ok(wasm::run(self, bench, module, input)),
             Runner::Exec(launch, argv) => match whole(input, &bench.control) {
                 Some(input) => exec::run(self, bench, launch, argv, &input),
                 None => Ok(Progress::Cancelled),

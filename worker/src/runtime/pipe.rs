@@ -4,7 +4,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Instant;
 
 use super::exec::begin_request;
-use super::process::{Feed, Limits, Outcome, Process, Streams, failure_of};
+use super::process::{Feed, Limits, Outcome, Process, failure_of};
+use super::streams::Streams;
 use super::{Attempt, Progress, Workbench, micros_since};
 use crate::job::{Launch, Program};
 use crate::slots::TaskInput;

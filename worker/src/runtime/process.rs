@@ -5,21 +5,23 @@
 //! that streams is read a few times a millisecond's worth at a time, not for each little write.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Signal;
+use signal_hook::consts::SIGXCPU;
 use widemap_common::failure::FailureKind;
-use widemap_common::limits::{PIPE_BYTES, SLOT_INPUT_PARTS, TURN_BYTES};
+use widemap_common::limits::{SLOT_INPUT_PARTS, TURN_BYTES};
 use widemap_common::time::Timers;
 
 use super::Workbench;
 use super::results::Failure;
+use super::streams::{Streams, enlarge};
 use super::tail::Tail;
 use crate::job::Job;
 use crate::slots::{AttemptOutput, SlotControl, Taken, TaskInput, timespec};
@@ -68,55 +70,6 @@ impl Limits {
     }
 }
 
-/// The pipes of a process: our ends and, until it is started, its own.
-pub(super) struct Streams {
-    /// Ours, then its own.
-    stdin: Option<(OwnedFd, OwnedFd)>,
-    stdout: (OwnedFd, OwnedFd),
-    stderr: (OwnedFd, OwnedFd),
-}
-
-impl Streams {
-    pub(super) fn open(stdin: bool) -> Result<Self, Errno> {
-        let streams = Self {
-            stdin: if stdin { Some(pipe().map(|(read, write)| (write, read))?) } else { None },
-            stdout: pipe()?,
-            stderr: pipe()?,
-        };
-        for ours in [&streams.stdout.0, &streams.stderr.0] {
-            rustix::fs::fcntl_setfl(ours, OFlags::NONBLOCK)?;
-        }
-        if let Some((ours, _)) = &streams.stdin {
-            rustix::fs::fcntl_setfl(ours, OFlags::NONBLOCK)?;
-            enlarge(ours);
-            enlarge(&streams.stdout.0);
-        }
-        Ok(streams)
-    }
-}
-
-/// The reading end and the writing end of a pipe that processes do not inherit.
-fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
-    #[cfg(target_os = "linux")]
-    return rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-    #[cfg(not(target_os = "linux"))]
-    {
-        let ends = rustix::pipe::pipe()?;
-        for end in [&ends.0, &ends.1] {
-            rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
-        }
-        Ok(ends)
-    }
-}
-
-/// Lets a pipe hold more, if the system allows it.
-fn enlarge(pipe: &OwnedFd) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
-    #[cfg(not(target_os = "linux"))]
-    let _ = (pipe, PIPE_BYTES);
-}
-
 /// What goes to the standard input of a process.
 pub(super) struct Feed {
     parts: VecDeque<Bytes>,
@@ -132,7 +85,7 @@ impl Feed {
     }
 
     /// Takes what has arrived, up to a few parts. Whether more will come.
-    fn fill(&mut self, control: &Arc<SlotControl>) -> bool {
+    pub(super) fn fill(&mut self, control: &Arc<SlotControl>) -> bool {
         let Some(TaskInput::Stream(stream)) = &self.input else { return false };
         while self.parts.len() < SLOT_INPUT_PARTS {
             match stream.take(control) {
@@ -145,6 +98,12 @@ impl Feed {
             }
         }
         true
+    }
+
+    /// Takes all that is here.
+    #[cfg(feature = "wasm")]
+    pub(super) fn take_parts(&mut self, mut taken: impl FnMut(Bytes)) {
+        self.parts.drain(..).for_each(&mut taken);
     }
 }
 
@@ -452,11 +411,25 @@ pub(super) fn failure_of(outcome: &Outcome, job: &Job) -> Failure {
             Failure::error(format!("the command could not be started: {error}"))
         }
         Outcome::Exited(status) => {
-            Failure { exit: Some(status), ..Failure::error(format!("exited with status {status}")) }
+            // A shell tells so of the signal that has ended its command.
+            let why = match job.limits.cpu_seconds {
+                Some(seconds) if status == 128 + SIGXCPU => {
+                    format!(": more than {seconds} s of processor time (--cpu-seconds)")
+                }
+                _ => String::new(),
+            };
+            let message = format!("exited with status {status}{why}");
+            Failure { exit: Some(status), ..Failure::error(message) }
+        }
+        Outcome::Killed(SIGXCPU) if let Some(seconds) = job.limits.cpu_seconds => {
+            Failure { signal: Some(SIGXCPU), ..Failure::cpu_time(seconds) }
         }
         Outcome::Killed(signal) => {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("unnamed");
-            let message = format!("killed by signal {signal} ({name})");
+            let mut message = format!("killed by signal {signal} ({name})");
+            if let Some(bytes) = job.limits.memory {
+                let _ = write!(message, ", where it may take {bytes} bytes of memory (--memory)");
+            }
             Failure { kind: FailureKind::Crash, signal: Some(signal), ..Failure::error(message) }
         }
         Outcome::TimedOut => Failure::timeout(job.timeout),

@@ -30,12 +30,20 @@ pub(super) struct Failure {
     pub(super) exit: Option<i32>,
     pub(super) signal: Option<i32>,
     pub(super) retryable: bool,
+    pub(super) unfit: bool,
 }
 
 impl Failure {
     pub(super) fn error(message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { kind: FailureKind::Error, message, exit: None, signal: None, retryable: true }
+        Self {
+            kind: FailureKind::Error,
+            message,
+            exit: None,
+            signal: None,
+            retryable: true,
+            unfit: false,
+        }
     }
 
     /// Another run could not end otherwise.
@@ -46,6 +54,11 @@ impl Failure {
 
     pub(super) fn timeout(limit: Option<std::time::Duration>) -> Self {
         let message = format!("took longer than {:?}", limit.unwrap_or_default());
+        Self { kind: FailureKind::Timeout, ..Self::error(message) }
+    }
+
+    pub(super) fn cpu_time(limit: std::num::NonZeroU32) -> Self {
+        let message = format!("took more than {limit} s of processor time (--cpu-seconds)");
         Self { kind: FailureKind::Timeout, ..Self::error(message) }
     }
 
@@ -87,6 +100,7 @@ impl Results {
             output_offset: offset,
             output_bytes: left,
             retryable: failure.retryable,
+            unfit: failure.unfit,
             micros,
         });
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use widemap_common::ids::{CoordinatorId, Epoch};
@@ -21,10 +21,14 @@ use super::shares::Shares;
 use super::state::Session;
 use super::{Actor, Attachment, Lifecycle, Stream, until};
 use crate::job::Host;
+use crate::memory::{self, MemoryWatch};
 use crate::slots::Slots;
 
 /// Streams of one coordinator that wait to replace each other.
 const ATTACHMENTS_WAITING: usize = 2;
+
+/// How often it is looked whether there is memory for more work, and whether some can be given back.
+const MEMORY_LOOKED_AT: Duration = Duration::from_secs(1);
 
 /// What a coordinator is told that comes too late.
 const DRAINING: &str = "this worker is draining";
@@ -45,6 +49,8 @@ pub(crate) struct Hub {
     pub(crate) idle_timeout: Option<Duration>,
     /// Whether a coordinator that is cut off can come back.
     pub(crate) returns: bool,
+    /// Looks whether there is memory for more work; nothing where nobody does.
+    pub(crate) memory: Option<MemoryWatch>,
 }
 
 /// A task of the hub has ended.
@@ -78,12 +84,15 @@ struct Running {
 impl Hub {
     /// Serves streams until the worker has drained: after `shutdown`, or when it was idle for long.
     pub(crate) async fn run(
-        self,
+        mut self,
         mut streams: mpsc::Receiver<Stream>,
         shutdown: CancellationToken,
     ) -> Result<(), HubError> {
         let shares = Arc::new(Shares::new(self.greeting.slots));
         let mut changes = shares.subscribe();
+        let mut watch = self.memory.take();
+        let mut looks = tokio::time::interval(MEMORY_LOOKED_AT);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut idle_end = self.idle_timeout.map(|timeout| Instant::now() + timeout);
         let mut running = Running {
             hub: self,
@@ -102,6 +111,14 @@ impl Hub {
             tokio::select! {
                 Some(stream) = streams.recv() => running.greet(stream),
                 Some(ended) = running.tasks.join_next() => running.task_ended(ended).await?,
+                _ = looks.tick() => {
+                    if running.shares.take_rest() {
+                        memory::give_back();
+                    }
+                    if let Some(change) = watch.as_mut().and_then(MemoryWatch::look) {
+                        running.shares.pause(change.why);
+                    }
+                }
                 () = shutdown.cancelled(), if !draining => running.drain(),
                 () = until(idle_end), if !draining => {
                     tracing::info!("nothing to do for long: the worker ends");
@@ -249,8 +266,11 @@ impl Running {
 
     fn actor(&self, attachments: mpsc::Receiver<Attachment>) -> Actor {
         let timers = &self.hub.timers;
+        let session = Session::new(self.hub.slots.lane(), self.hub.host.clone());
         Actor {
-            session: Session::new(self.hub.slots.lane(), self.hub.host.clone()),
+            artifacts_changed: session.opening.changes(),
+            openings: JoinSet::new(),
+            session,
             greeting: self.hub.greeting.clone(),
             attachments,
             share: self.shares.join(),

@@ -4,16 +4,18 @@
 mod hub;
 mod input;
 mod lease;
+mod opening;
 mod outbox;
 mod outgoing;
 mod shares;
 mod state;
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tonic::{Status, Streaming};
 use widemap_common::ids::JobId;
@@ -25,6 +27,7 @@ pub(crate) use hub::Hub;
 
 use crate::job::Job;
 use lease::Lease;
+use opening::Opened;
 use shares::{ShareId, Shares};
 use state::Session;
 
@@ -98,6 +101,10 @@ struct Actor {
     lease: Lease,
     /// Whether a coordinator can come back at all.
     returns: bool,
+    /// Files of jobs that are being put in place.
+    openings: JoinSet<Opened>,
+    /// Changes when what is in them has come, if there can be any.
+    artifacts_changed: Option<watch::Receiver<u64>>,
     /// Directories of closed jobs that are being removed.
     cleanups: JoinSet<(JobId, Option<String>)>,
 }
@@ -125,6 +132,7 @@ impl Actor {
         let Attachment { hello, orders, mut stream } = attachment;
         self.lease.begin_stream(Instant::now(), Duration::from_millis(hello.linger_ms));
         self.session.lane.set_lease_end(self.lease_end().map(Instant::into_std));
+        self.session.set_paused(self.shares.paused());
         self.session.set_credit(self.shares.credit(self.share));
         let left_out = self.shares.left_out();
         let clock_ms = wall_clock::unix_ms();
@@ -174,9 +182,12 @@ impl Actor {
                     break (replaced.unwrap_or(StreamEnd::Over), None);
                 }
                 Ok(()) = self.shares_changed.changed() => {
+                    self.session.set_paused(self.shares.paused());
                     self.session.set_credit(self.shares.credit(self.share));
                 }
                 Ok(()) = self.lifecycle.changed() => self.lifecycle_changed(),
+                () = changed(&mut self.artifacts_changed) => self.artifacts_changed(),
+                Some(opened) = self.openings.join_next() => self.opened(opened),
                 Some(Ok((job, left))) = self.cleanups.join_next() => {
                     if let Some(text) = left {
                         self.session.log(job, text);
@@ -243,6 +254,8 @@ impl Actor {
                     return StreamEnd::Over;
                 }
                 Ok(()) = self.lifecycle.changed() => self.lifecycle_changed(),
+                () = changed(&mut self.artifacts_changed) => self.artifacts_changed(),
+                Some(opened) = self.openings.join_next() => self.opened(opened),
                 Some(Ok((job, left))) = self.cleanups.join_next() => {
                     if let Some(text) = left {
                         self.session.log(job, text);
@@ -262,7 +275,7 @@ impl Actor {
     async fn end(mut self) {
         self.shares.leave(self.share);
         self.attachments.close();
-        let Self { session, mut cleanups, .. } = self;
+        let Self { session, mut openings, mut cleanups, .. } = self;
         let mut jobs = session.into_jobs();
         // The lane went with the session: what ran is being ended, within the grace. A directory
         // that is held up longer goes with the attempt that holds it.
@@ -276,6 +289,11 @@ impl Actor {
             }
             if !jobs.is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        while let Some(opened) = openings.join_next().await {
+            if let Ok(Opened { result: Ok(job), .. }) = opened {
+                spawn_cleanup(&mut cleanups, job);
             }
         }
         while let Some(cleaned) = cleanups.join_next().await {
@@ -310,6 +328,21 @@ impl Actor {
         leases.then(|| self.lease.end())
     }
 
+    /// What is in files of jobs has come, or will not.
+    fn artifacts_changed(&mut self) {
+        self.session.artifacts_changed();
+        self.after_change();
+    }
+
+    /// Files of a job were put in place.
+    fn opened(&mut self, opened: Result<Opened, JoinError>) {
+        let opened = opened.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+        if let Some(job) = self.session.opened(opened) {
+            spawn_cleanup(&mut self.cleanups, job);
+        }
+        self.after_change();
+    }
+
     fn collect(&mut self) {
         self.session.collect();
         self.after_change();
@@ -319,6 +352,9 @@ impl Actor {
         self.shares.set_busy(self.share, self.session.has_attempts());
         for job in self.session.closed_jobs() {
             spawn_cleanup(&mut self.cleanups, job);
+        }
+        for placement in self.session.take_placements() {
+            self.openings.spawn_blocking(move || placement.carry_out());
         }
     }
 
@@ -366,6 +402,16 @@ fn spawn_cleanup(cleanups: &mut JoinSet<(JobId, Option<String>)>, job: Job) {
     if job.has_directory() {
         cleanups.spawn_blocking(move || (job.id, job.close()));
     }
+}
+
+/// Waits for a change; for ever, where there can be none.
+async fn changed(receiver: &mut Option<watch::Receiver<u64>>) {
+    if let Some(receiver) = receiver
+        && receiver.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn until(moment: Option<Instant>) {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use widemap_common::artifact::Digest;
 use widemap_common::ids::{AttemptId, JobId};
 use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, REPORTS_WAITING_MAX};
 use widemap_proto::session::{Done, OutputGrant, Report};
@@ -54,6 +55,10 @@ impl Outbox {
 
     pub(super) fn push(&mut self, report: Report) {
         self.small.push_back(report);
+    }
+
+    pub(super) fn extend(&mut self, reports: impl IntoIterator<Item = Report>) {
+        self.small.extend(reports);
     }
 
     /// An attempt has something to send.
@@ -145,6 +150,7 @@ fn weight(report: &Report) -> usize {
             Report::Done(done) => weight_of_done(done),
             Report::Log(_, text) => text.len(),
             Report::JobRefused(_, refusal) => refusal.message.len(),
+            Report::JobNeeds(_, digests) => digests.len() * size_of::<Digest>(),
             Report::Heartbeat(running) => running.len() * SMALL,
             Report::Held(held) => held.len() * SMALL,
             _ => 0,

@@ -23,6 +23,10 @@ pub(crate) struct Shares {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
+    /// Why the worker takes no work for now.
+    paused: Option<String>,
+    /// Whether a session has held attempts since that was asked for.
+    has_worked: bool,
     claims: BTreeMap<ShareId, Claim>,
 }
 
@@ -62,6 +66,9 @@ impl Shares {
 
     pub(crate) fn set_busy(&self, id: ShareId, busy: bool) {
         self.change(id, |claim| std::mem::replace(&mut claim.busy, busy) != busy);
+        if busy {
+            self.lock().has_worked = true;
+        }
     }
 
     /// A session's coordinator gives this worker no work for a time.
@@ -85,6 +92,24 @@ impl Shares {
         Some(LeftOut { for_ms, why: why.clone() })
     }
 
+    /// The worker takes no work for now, and why; or takes it again.
+    pub(crate) fn pause(&self, why: Option<String>) {
+        self.lock().paused = why;
+        self.changed.send_replace(());
+    }
+
+    /// Why the worker takes no work for now.
+    pub(crate) fn paused(&self) -> Option<String> {
+        self.lock().paused.clone()
+    }
+
+    /// Whether no session holds attempts any more, where one has since this was asked for.
+    pub(crate) fn take_rest(&self) -> bool {
+        let mut state = self.lock();
+        let is_at_rest = !state.claims.values().any(|claim| claim.busy);
+        is_at_rest && std::mem::take(&mut state.has_worked)
+    }
+
     /// Whether any session holds attempts.
     pub(crate) fn is_busy(&self) -> bool {
         self.lock().claims.values().any(|claim| claim.busy)
@@ -93,6 +118,9 @@ impl Shares {
     /// What a session may count on now.
     pub(crate) fn credit(&self, id: ShareId) -> Credit {
         let state = self.lock();
+        if state.paused.is_some() {
+            return Credit { slots: 0, queue: 0 };
+        }
         let demands = state.claims.iter().map(|(id, claim)| (*id, claim.demand));
         let slots = divide(self.slots, demands).get(&id).copied().unwrap_or(0);
         let wanting = state.claims.values().filter(|claim| claim.demand > 0).count();
@@ -161,6 +189,10 @@ mod tests {
         shares.set_demand(second, 0);
         assert_eq!(shares.credit(first).slots, 4);
         assert_eq!(shares.credit(second), Credit { slots: 0, queue: 0 });
+        shares.pause(Some("it is low on memory".to_owned()));
+        assert_eq!(shares.credit(first), Credit { slots: 0, queue: 0 });
+        shares.pause(None);
+        assert_eq!(shares.credit(first).slots, 4);
         shares.leave(second);
         shares.set_busy(first, true);
         assert!(shares.is_busy());

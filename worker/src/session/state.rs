@@ -17,6 +17,7 @@ use widemap_proto::session::{
 };
 
 use super::input::InputAccount;
+use super::opening::{Opened, Opening, Placement};
 use super::outbox::{Outbox, SendKey};
 use super::outgoing::Outgoing;
 use crate::job::{Host, Job};
@@ -62,6 +63,10 @@ pub(super) struct Session {
     pub(super) lane: Lane,
     host: Arc<Host>,
     jobs: BTreeMap<JobId, Arc<Job>>,
+    /// Jobs that are being tried, and where those stand in the lane.
+    probes: BTreeMap<JobId, Ticket>,
+    /// Jobs whose files are not in place yet.
+    pub(super) opening: Opening,
     /// Jobs that are closed but have attempts that are being ended.
     closing: Vec<Arc<Job>>,
     attempts: HashMap<AttemptId, Attempt>,
@@ -76,6 +81,8 @@ pub(super) struct Session {
     kept_bytes: u64,
     paused: bool,
     credit: Credit,
+    /// Why the worker takes no work for now.
+    no_work: Option<String>,
     /// What the coordinator said of its demand and nobody has taken yet.
     demand: Option<u32>,
     /// The stamp of the last ping, likewise.
@@ -90,8 +97,10 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(lane: Lane, host: Arc<Host>) -> Self {
         Self {
+            opening: Opening::new(Arc::clone(&host)),
             host,
             jobs: BTreeMap::new(),
+            probes: BTreeMap::new(),
             closing: Vec::new(),
             attempts: HashMap::new(),
             ending: HashSet::new(),
@@ -104,6 +113,7 @@ impl Session {
             kept_bytes: 0,
             paused: false,
             credit: Credit { slots: 0, queue: 0 },
+            no_work: None,
             demand: None,
             ping: None,
             goodbye: false,
@@ -145,6 +155,7 @@ impl Session {
             })
             .collect();
         held.sort_by_key(|held| held.attempt);
+        self.opening.begin_stream();
         let input_grant = self.input.begin_stream();
         self.outbox.begin([
             Report::Hello(Box::new(hello)),
@@ -152,6 +163,9 @@ impl Session {
             Report::Credit(self.credit),
             Report::InputGrant(input_grant),
         ]);
+        if self.no_work.is_some() {
+            self.outbox.push(Report::Paused(self.no_work.clone()));
+        }
         for attempt in self.attempts.values_mut() {
             attempt.outgoing.rewind();
             if attempt.outgoing.has_unsent() {
@@ -183,7 +197,7 @@ impl Session {
                 self.outbox.push(Report::Pong(stamp));
             }
             Order::OutputGrant(grant) => self.set_grant(grant),
-            Order::OpenJob(job, spec) => self.open_job(job, *spec),
+            Order::OpenJob(job, spec) => self.open_job(job, spec),
             Order::CloseJob(job) => self.close_job(job),
             Order::Revoke(attempt) => self.revoke(attempt),
             Order::Cancel(attempt) => {
@@ -216,6 +230,8 @@ impl Session {
                     self.output(attempt, |outgoing| outgoing.finish(done));
                 }
                 SlotEvent::Ended { attempt, done: None } => self.forget(attempt),
+                SlotEvent::Probed { job, result } => self.probed(job, result),
+                SlotEvent::Said { job, text } => self.log(job, text),
             }
         }
         self.events = events;
@@ -288,6 +304,14 @@ impl Session {
         self.outbox.push(Report::Log(Some(job), text));
     }
 
+    /// Sets why nothing can be counted on for now, and tells the coordinator if it changed.
+    pub(super) fn set_paused(&mut self, paused: Option<String>) {
+        if paused != self.no_work {
+            self.no_work.clone_from(&paused);
+            self.outbox.push(Report::Paused(paused));
+        }
+    }
+
     /// Sets what the coordinator may count on, and tells it if it changed.
     pub(super) fn set_credit(&mut self, credit: Credit) {
         let credit = if self.draining { Credit { slots: 0, queue: 0 } } else { credit };
@@ -340,7 +364,10 @@ impl Session {
 
     /// Jobs that are open, or not quite closed, when the session ends.
     pub(super) fn into_jobs(self) -> Vec<Arc<Job>> {
-        self.jobs.into_values().chain(self.closing).collect()
+        let jobs: Vec<_> = self.jobs.into_values().chain(self.closing).collect();
+        jobs.iter().for_each(|job| job.set_closed());
+        self.lane.rouse();
+        jobs
     }
 
     fn progress(&self) -> Vec<Progress> {
@@ -350,26 +377,93 @@ impl Session {
         running
     }
 
-    fn open_job(&mut self, id: JobId, spec: JobSpec) {
-        let opened = if self.jobs.contains_key(&id) {
+    fn open_job(&mut self, id: JobId, spec: Box<JobSpec>) {
+        let brings_files = (!spec.files.is_empty() || !spec.artifacts().is_empty())
+            && !self.jobs.contains_key(&id);
+        let opened = if self.jobs.contains_key(&id) || self.opening.contains(id) {
             Ok(())
-        } else if self.jobs.len() >= JOBS_PER_SESSION_MAX {
+        } else if self.jobs.len() + self.opening.len() >= JOBS_PER_SESSION_MAX {
             let message = format!(
                 "{} has {JOBS_PER_SESSION_MAX} jobs of this coordinator open, which is the limit",
                 self.host.name
             );
             Err(Refusal { cause: RefusalCause::Limit, message })
+        } else if brings_files {
+            self.opening.begin(id, spec)
         } else {
-            Job::open(id, spec, &self.host).map(|job| drop(self.jobs.insert(id, Arc::new(job))))
+            Job::open(id, *spec, &self.host, None).map(|job| self.admit(id, job))
         };
-        self.outbox.push(match opened {
-            Ok(()) => Report::JobReady(id),
-            Err(refusal) => Report::JobRefused(id, refusal),
-        });
+        match opened {
+            Ok(()) if brings_files => self.outbox.extend(self.opening.advance(id)),
+            // Who tries it tells of it.
+            Ok(()) if self.probes.contains_key(&id) => {}
+            Ok(()) => self.outbox.push(Report::JobReady(id)),
+            Err(refusal) => self.outbox.push(Report::JobRefused(id, refusal)),
+        }
+    }
+
+    /// What is in files of jobs has come, or will not.
+    pub(super) fn artifacts_changed(&mut self) {
+        self.outbox.extend(self.opening.advance_all());
+    }
+
+    /// Files that are to be put in place.
+    pub(super) fn take_placements(&mut self) -> Vec<Placement> {
+        self.opening.take_placements()
+    }
+
+    /// Files were put in place. A job that nobody wants any more comes back.
+    pub(super) fn opened(&mut self, opened: Opened) -> Option<Job> {
+        let is_wanted = self.opening.finish(&opened);
+        let id = opened.job;
+        match opened.result {
+            Ok(job) if !is_wanted => return Some(job),
+            Ok(job) => {
+                self.admit(id, job);
+                if !self.probes.contains_key(&id) {
+                    self.outbox.push(Report::JobReady(id));
+                }
+            }
+            Err(refusal) if is_wanted => self.outbox.push(Report::JobRefused(id, refusal)),
+            Err(_) => {}
+        }
+        None
+    }
+
+    /// A job is open; one that must be tried before it is known to run here is tried on a slot.
+    fn admit(&mut self, id: JobId, job: Job) {
+        let job = Arc::new(job);
+        self.jobs.insert(id, Arc::clone(&job));
+        if job.needs_probe() {
+            self.start_tasks();
+            self.probes.insert(id, self.lane.next_ticket());
+            self.lane.push(&mut vec![Task::probe(job)]);
+        }
+    }
+
+    /// A job was tried.
+    fn probed(&mut self, id: JobId, result: Result<(), String>) {
+        if self.probes.remove(&id).is_none() {
+            return;
+        }
+        match result {
+            Ok(()) => self.outbox.push(Report::JobReady(id)),
+            Err(message) => {
+                self.close_job(id);
+                let refusal = Refusal { cause: RefusalCause::NotFound, message };
+                self.outbox.push(Report::JobRefused(id, refusal));
+            }
+        }
     }
 
     fn close_job(&mut self, id: JobId) {
         self.start_tasks();
+        self.opening.close(id);
+        if let Some(ticket) = self.probes.remove(&id)
+            && self.lane.take_back(ticket).is_none()
+        {
+            self.lane.cancel(Task::probe_id(id));
+        }
         let Some(job) = self.jobs.remove(&id) else { return };
         let of_job =
             |(&attempt, held): (&AttemptId, &Attempt)| (held.key.job == id).then_some(attempt);
@@ -377,6 +471,8 @@ impl Session {
         for attempt in attempts {
             self.cancel(attempt);
         }
+        job.set_closed();
+        self.lane.rouse();
         self.closing.push(job);
     }
 

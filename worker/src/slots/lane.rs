@@ -170,6 +170,13 @@ impl Lane {
         }
     }
 
+    /// Slots that keep something for a job which is closed let go of it.
+    pub(crate) fn rouse(&self) {
+        // Under the lock, so that no slot goes to sleep between its look and this.
+        drop(self.slots.shared.lock());
+        self.slots.shared.work.notify_all();
+    }
+
     fn with<T>(&self, what: impl FnOnce(&mut LaneState) -> T) -> T {
         what(self.slots.shared.lock().lane(self.id).expect("an open lane has a state"))
     }
@@ -206,6 +213,10 @@ impl LaneState {
         let first = self.events.is_empty();
         self.events.push(event);
         first.then(|| self.meter.clone())
+    }
+
+    pub(super) fn meter(&self) -> Arc<InputMeter> {
+        self.meter.clone()
     }
 
     pub(super) fn has_next(&self) -> bool {

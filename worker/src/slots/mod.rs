@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use widemap_common::ids::{AttemptId, ItemRange};
+use widemap_common::ids::{AttemptId, ItemRange, JobId};
 use widemap_common::time::Timers;
 use widemap_proto::session::Done;
 
@@ -46,6 +46,25 @@ pub(crate) struct Task {
     pub(crate) input: TaskInput,
 }
 
+impl Task {
+    /// Finds out whether a job can run here: no attempt, and nothing of it is told to the coordinator as one.
+    pub(crate) fn probe(job: Arc<Job>) -> Self {
+        let attempt = Self::probe_id(job.id);
+        let range = ItemRange::new(0, 1);
+        Self { attempt, job, range, input: TaskInput::Whole(Bytes::new()) }
+    }
+
+    /// What a probe of a job is called: coordinators count attempts from the other end.
+    pub(crate) fn probe_id(job: JobId) -> AttemptId {
+        AttemptId(u64::MAX - u64::from(job.0))
+    }
+
+    /// Whether it is one.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.attempt == Self::probe_id(self.job.id)
+    }
+}
+
 /// Where an attempt's input is.
 #[derive(Debug)]
 pub(crate) enum TaskInput {
@@ -62,6 +81,20 @@ pub(crate) enum SlotEvent {
     Output { attempt: AttemptId, data: Bytes, flow: Arc<Flow> },
     /// It ended; without a result if it was cancelled.
     Ended { attempt: AttemptId, done: Option<Box<Done>> },
+    /// Whether a job can run here, which was tried.
+    Probed { job: JobId, result: Result<(), String> },
+    /// Something that the user of a job should know.
+    Said { job: JobId, text: String },
+}
+
+/// What a slot does next.
+enum Next {
+    /// Runs a task.
+    Task(LaneId, Task),
+    /// Lets go of what it keeps: the job is closed.
+    LetGo,
+    /// Ends.
+    End,
 }
 
 /// A running attempt.
@@ -223,30 +256,41 @@ impl Shared {
         }
     }
 
+    /// Wakes a lane's session, which waits for a slot to let go of a job.
+    fn nudge(&self, lane: LaneId) {
+        let meter = self.lock().lane(lane).map(|lane| lane.meter());
+        if let Some(meter) = meter {
+            meter.notify.notify_one();
+        }
+    }
+
     /// Hands in the event that ended a slot's task, if it had one, and takes the next one; waits
-    /// for it if there is none. Nothing when the worker ends.
-    fn next(&self, slot: usize, ended: Option<(LaneId, SlotEvent)>) -> Option<(LaneId, Task)> {
+    /// for it if there is none, unless the slot has to let go of what it keeps for a job.
+    fn next(&self, slot: usize, ended: Option<(LaneId, SlotEvent)>, kept: Option<&Job>) -> Next {
         let mut state = self.lock();
         let notify = ended.and_then(|(lane, event)| state.end(slot, lane, event));
         let mut next = state.take(slot, &self.controls[slot]);
-        if next.is_some() && notify.is_none() {
-            return next;
-        }
-        drop(state);
         if let Some(meter) = notify {
+            drop(state);
             meter.notify.notify_one();
+            if let Some((lane, task)) = next {
+                return Next::Task(lane, task);
+            }
+            state = self.lock();
         }
-        if next.is_some() {
-            return next;
-        }
-        state = self.lock();
         loop {
+            if let Some((lane, task)) = next {
+                return Next::Task(lane, task);
+            }
             if state.ending {
-                return None;
+                return Next::End;
+            }
+            if kept.is_some_and(Job::is_closed) {
+                return Next::LetGo;
             }
             next = state.take(slot, &self.controls[slot]);
             if next.is_some() {
-                return next;
+                continue;
             }
             state.idle += 1;
             state = self.work.wait(state).expect("no holder of this lock panics");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use rustix::buffer::SpareCapacity;
-use widemap_common::ids::AttemptId;
+use widemap_common::ids::{AttemptId, JobId};
 use widemap_common::limits::{ARENA_BYTES, ATTEMPT_OUTPUT_BYTES, PART_BYTES_MAX};
 
 use super::control::SlotControl;
@@ -89,6 +89,11 @@ impl<'a> AttemptOutput<'a> {
     ) -> Self {
         let buffer = std::mem::take(&mut buffers.buffer);
         Self { buffer, handed_bytes: 0, flow: None, attempt, lane, shared, control }
+    }
+
+    /// Tells the user of the job something.
+    pub(crate) fn say(&self, job: JobId, text: String) {
+        self.shared.tell(self.lane, SlotEvent::Said { job, text });
     }
 
     /// How many bytes there are so far.

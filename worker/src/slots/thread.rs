@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Shared, SlotControl, SlotEvent};
+use super::{Next, Shared, SlotControl, SlotEvent};
 use crate::runtime::{self, Workbench};
 use crate::spawner::SlotChannel;
 
@@ -13,8 +13,31 @@ pub(super) fn run(shared: &Shared, control: &Arc<SlotControl>, channel: Option<S
     let slot = control.index as usize;
     let mut bench = Workbench::new(control.clone(), channel, shared.timers);
     let mut ended = None;
-    while let Some((lane, task)) = shared.next(slot, ended.take()) {
+    loop {
+        let (lane, task) = match shared.next(slot, ended.take(), bench.kept_job()) {
+            Next::Task(lane, task) => (lane, task),
+            Next::LetGo => {
+                match bench.let_go() {
+                    Ok(Some(lane)) => shared.nudge(lane),
+                    Ok(None) => {}
+                    Err(gone) => shared.fail(&gone.to_string()),
+                }
+                continue;
+            }
+            Next::End => break,
+        };
         let attempt = task.attempt;
+        if task.is_probe() {
+            match runtime::probe(&mut bench, shared, lane, &task) {
+                Ok(Some(result)) => {
+                    shared.tell(lane, SlotEvent::Probed { job: task.job.id, result });
+                }
+                Ok(None) => {}
+                Err(gone) => shared.fail(&gone.to_string()),
+            }
+            ended = Some((lane, SlotEvent::Ended { attempt, done: None }));
+            continue;
+        }
         let done = match runtime::run(&mut bench, shared, lane, task) {
             Ok(done) => done,
             Err(gone) => {
@@ -24,6 +47,8 @@ pub(super) fn run(shared: &Shared, control: &Arc<SlotControl>, channel: Option<S
         };
         ended = Some((lane, SlotEvent::Ended { attempt, done }));
     }
+    // A spawner that is gone has ended it, too.
+    let _ = bench.let_go();
 }
 
 struct EndOnPanic<'a>(&'a Shared);

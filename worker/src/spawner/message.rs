@@ -1,7 +1,10 @@
 //! What a slot and the spawner say to each other over their socket: a request in one piece with the
 //! process's files beside it, and replies of eight bytes.
 
+use std::num::{NonZeroU32, NonZeroU64};
+
 use rustix::io::Errno;
+use widemap_common::spec::Limits;
 
 /// The length of each reply.
 pub(super) const REPLY_BYTES: usize = 8;
@@ -20,6 +23,7 @@ const DIRECTORY: u8 = 2;
 const ARGUMENT: u8 = 3;
 const NAME: u8 = 4;
 const VALUE: u8 = 5;
+const LIMITS: u8 = 6;
 
 /// A process to start, in the form that goes over the socket: filled in place, so that an item
 /// costs no allocation, and used again for the next one.
@@ -38,6 +42,11 @@ impl SpawnRequest {
         self.bytes.extend_from_slice(&[SPAWN, 0, 0, 0, 0]);
         let clear = if clear_environment { CLEAR_ENVIRONMENT } else { 0 };
         self.bytes.push(clear | if stdin { HAS_STDIN } else { 0 });
+    }
+
+    /// Forgets what was too large to be sent.
+    pub(crate) fn forget(&mut self) {
+        self.bytes = Vec::new();
     }
 
     /// The path of the program.
@@ -65,6 +74,18 @@ impl SpawnRequest {
     pub(crate) fn variable(&mut self, name: &[u8], value: &[u8]) {
         self.field(NAME, name);
         self.field(VALUE, value);
+    }
+
+    /// What the process may take.
+    pub(crate) fn limits(&mut self, limits: &Limits) {
+        if *limits == Limits::default() {
+            return;
+        }
+        let mut value = [0; 13];
+        value[..8].copy_from_slice(&limits.memory.map_or(0, NonZeroU64::get).to_le_bytes());
+        value[8..12].copy_from_slice(&limits.cpu_seconds.map_or(0, NonZeroU32::get).to_le_bytes());
+        value[12] = limits.nice;
+        self.field(LIMITS, &value);
     }
 
     /// The whole request.
@@ -124,6 +145,7 @@ pub(super) enum Field<'a> {
     Directory(&'a [u8]),
     Argument(&'a [u8]),
     Variable(&'a [u8], &'a [u8]),
+    Limits(Limits),
 }
 
 /// The fields of a request to spawn, in order.
@@ -151,8 +173,19 @@ impl<'a> Iterator for Fields<'a> {
             PROGRAM => Field::Program(value),
             DIRECTORY => Field::Directory(value),
             NAME => Field::Variable(value, self.raw()?.1),
+            LIMITS => Field::Limits(limits(value)),
             _ => Field::Argument(value),
         })
+    }
+}
+
+fn limits(value: &[u8]) -> Limits {
+    let value: &[u8; 13] = value.try_into().expect("limits have thirteen bytes");
+    let [m0, m1, m2, m3, m4, m5, m6, m7, c0, c1, c2, c3, nice] = *value;
+    Limits {
+        memory: NonZeroU64::new(u64::from_le_bytes([m0, m1, m2, m3, m4, m5, m6, m7])),
+        cpu_seconds: NonZeroU32::new(u32::from_le_bytes([c0, c1, c2, c3])),
+        nice,
     }
 }
 
@@ -209,6 +242,10 @@ mod tests {
         assert_eq!(request.argument(|out| out.extend_from_slice(b"echo")), b"echo");
         assert_eq!(request.argument(|_| ()), b"");
         request.variable(b"A", b"1=2");
+        let limits =
+            Limits { memory: NonZeroU64::new(1 << 40), cpu_seconds: NonZeroU32::new(7), nice: 3 };
+        request.limits(&limits);
+        request.limits(&Limits::default());
         let bytes = request.finish().to_vec();
         assert!(read_request(&bytes[..bytes.len() - 1]).is_none());
         let (read, length) = read_request(&bytes).expect("the request is whole");
@@ -222,6 +259,7 @@ mod tests {
             Field::Argument(b"echo"),
             Field::Argument(b""),
             Field::Variable(b"A", b"1=2"),
+            Field::Limits(limits),
         ];
         assert_eq!(fields.collect::<Vec<_>>(), want);
     }

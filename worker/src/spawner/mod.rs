@@ -22,6 +22,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
 use widemap_cluster::harden::close_memory;
 use widemap_common::limits::SLOTS_MAX;
 
+use crate::artifacts::Place;
 use crate::files::Files;
 use steward::{Beginning, StewardEnds};
 
@@ -154,6 +155,18 @@ impl Spawner {
     /// Who looks after the files of what it starts.
     pub(crate) fn files(&self) -> Arc<Files> {
         self.files.clone()
+    }
+
+    /// Where what is in files of jobs can be kept: with what this process looks after, unless that is
+    /// another user's.
+    ///
+    /// # Errors
+    /// If no directory can be made.
+    pub(crate) fn artifacts(&self) -> io::Result<Place> {
+        match &*self.files {
+            Files::Own { parent } => Ok(Place::In(parent.join("artifacts"))),
+            Files::Steward(_) => Place::own(&std::env::temp_dir()),
+        }
     }
 
     pub(crate) fn into_parts(self) -> (Vec<SlotChannel>, SpawnerProcess) {

@@ -16,8 +16,10 @@ use std::sync::atomic::AtomicBool;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+use widemap_common::spec::Limits;
 
 use super::descendants;
 use super::message::{Field, Fields, Reply, Request, read_request};
@@ -226,12 +228,41 @@ fn command(clear_environment: bool, fields: Fields<'_>) -> Command {
             Field::Argument(argument) => {
                 command.arg(OsStr::from_bytes(argument));
             }
+            Field::Limits(limits) => limit(&mut command, limits),
             Field::Variable(name, value) => {
                 command.env(OsStr::from_bytes(name), OsStr::from_bytes(value));
             }
         }
     }
     command
+}
+
+/// Has the process take less. The standard library forks for it, where it takes `posix_spawn` otherwise.
+#[allow(unsafe_code)]
+fn limit(command: &mut Command, limits: Limits) {
+    let set = move || {
+        if let Some(bytes) = limits.memory {
+            set_limit(Resource::As, bytes.get(), bytes.get())?;
+        }
+        if let Some(seconds) = limits.cpu_seconds {
+            // One that ignores the signal is killed a second later.
+            let seconds = u64::from(seconds.get());
+            set_limit(Resource::Cpu, seconds, seconds + 1)?;
+        }
+        if limits.nice > 0 {
+            rustix::process::nice(limits.nice.into())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes system calls only, and neither allocates nor locks.
+    unsafe { command.pre_exec(set) };
+}
+
+/// Sets a limit, or less where less is allowed.
+fn set_limit(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
+    let allowed = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let (current, maximum) = (Some(current.min(allowed)), Some(maximum.min(allowed)));
+    Ok(rustix::process::setrlimit(resource, Rlimit { current, maximum })?)
 }
 
 impl Slot {

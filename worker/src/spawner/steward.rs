@@ -1,6 +1,6 @@
 //! The steward: answers what the worker asks about files with the rights of the user that jobs run
 //! as, where that is another user. It is a thread of the spawner, which has given up all others; a
-//! second thread removes directories, so that a large one holds up nobody.
+//! second thread copies files and removes directories, so that a large one holds up nobody.
 //!
 //! A request is a kind and three fields, an answer a kind and one; each field has its length before
 //! it.
@@ -16,7 +16,7 @@ use std::thread;
 use nix::errno::Errno;
 
 use super::run_as::Step;
-use crate::files::{self, CommandError};
+use crate::files::{self, CommandError, Source};
 
 /// The longest field: no path and no PATH is longer, since the system passes on none that is.
 const FIELD_BYTES_MAX: usize = 256 * 1024;
@@ -28,6 +28,12 @@ const ENTER: u8 = 1;
 const FIND: u8 = 2;
 const MAKE: u8 = 3;
 const REMOVE: u8 = 4;
+const PLACE: u8 = 5;
+
+/// What is placed: the third field of a request.
+const DIRECTORY: &[u8] = b"directory";
+const PLAIN: &[u8] = b"plain";
+const EXECUTABLE: &[u8] = b"executable";
 
 const YES: u8 = 0;
 const ERRNO: u8 = 1;
@@ -117,6 +123,18 @@ impl Steward {
         Ok(path_in(&made))
     }
 
+    /// The file that is copied is one that the user may read.
+    pub(crate) fn place(&self, source: Source<'_>, path: &Path) -> io::Result<()> {
+        let (from, kind) = match source {
+            Source::Directory => (b"".as_slice(), DIRECTORY),
+            Source::Copy { from, executable: false } => (from.as_os_str().as_bytes(), PLAIN),
+            Source::Copy { from, executable: true } => (from.as_os_str().as_bytes(), EXECUTABLE),
+        };
+        // A large one is to hold up nobody who looks for a command.
+        let request = [path.as_os_str().as_bytes(), from, kind];
+        accepted(ask(&self.removals, PLACE, request)?).map(drop)
+    }
+
     pub(crate) fn remove(&self, directory: &Path) -> io::Result<u64> {
         let request = [directory.as_os_str().as_bytes(), b"", b""];
         let told = accepted(ask(&self.removals, REMOVE, request)?)?;
@@ -175,12 +193,23 @@ fn answer(kind: u8, fields: &[Vec<u8>; REQUEST_FIELDS], parent: &Path) -> (u8, V
             Err(CommandError::NobodyLooks) => Err(io::ErrorKind::Unsupported.into()),
         },
         MAKE => files::make_private(parent, &String::from_utf8_lossy(first)).map(bytes),
+        PLACE => files::place(source_in(second, third), &path).map(|()| Vec::new()),
         REMOVE => files::remove(&path).map(|files| files.to_le_bytes().to_vec()),
         _ => Err(io::ErrorKind::Unsupported.into()),
     };
     match done {
         Ok(told) => (YES, told),
         Err(error) => (ERRNO, errno_of(&error).to_le_bytes().to_vec()),
+    }
+}
+
+fn source_in<'a>(from: &'a [u8], kind: &[u8]) -> Source<'a> {
+    match kind {
+        DIRECTORY => Source::Directory,
+        _ => Source::Copy {
+            from: Path::new(OsStr::from_bytes(from)),
+            executable: kind == EXECUTABLE,
+        },
     }
 }
 
@@ -284,7 +313,13 @@ mod tests {
             let here = files::find(command.as_bytes(), path, &made);
             assert_eq!(steward.find(command.as_bytes(), path, &made), here, "{command}");
         }
-        assert_eq!(steward.remove(&made).unwrap(), 1);
+        let copy = Source::Copy { from: &file, executable: true };
+        steward.place(Source::Directory, &made.join("sub")).unwrap();
+        steward.place(copy, &made.join("sub/tool")).unwrap();
+        assert!(steward.find(b"./sub/tool", OsStr::new(""), &made).is_ok());
+        let there = steward.place(copy, &made.join("sub/tool")).unwrap_err();
+        assert_eq!(there.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(steward.remove(&made).unwrap(), 2);
         assert!(!made.exists());
         assert_eq!(steward.remove(&made).unwrap_err().kind(), io::ErrorKind::NotFound);
     }

@@ -6,7 +6,13 @@ mod closed;
 #[cfg(target_os = "linux")]
 mod commands;
 #[cfg(target_os = "linux")]
+mod files;
+#[cfg(target_os = "linux")]
+mod filter;
+#[cfg(target_os = "linux")]
 mod limits;
+#[cfg(target_os = "linux")]
+mod many;
 mod mdns;
 mod register;
 #[cfg(target_os = "linux")]

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
+use widemap_common::artifact::JobFiles;
 use widemap_common::framing::LINES;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, ItemRange, JobId};
 use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
@@ -316,8 +317,10 @@ fn spec(function: Function) -> JobSpec {
         framing: LINES,
         directory: Directory::Private,
         environment: Vec::new(),
+        files: JobFiles::default(),
         timeout: None,
         max_output: 1 << 30,
+        limits: widemap_common::spec::Limits::default(),
         per_item: false,
     }
 }

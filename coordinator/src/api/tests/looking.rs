@@ -12,6 +12,7 @@ use widemap_proto::jobs::{
 
 use super::{Served, keyed, list};
 use crate::client::{JobsError, is_own_key};
+use crate::data::Artifacts;
 use crate::service::{Request, RequestError};
 
 /// Answers what users ask, until `calls` were made.
@@ -32,7 +33,7 @@ fn code(error: &JobsError) -> Code {
 async fn jobs_are_listed_in_pages_and_found_by_id_and_key() {
     let served = Served::start().await;
     let user = served.user();
-    let submitted = user.submit(keyed("k"), list(&["a"])).await.unwrap();
+    let submitted = user.submit(keyed("k"), list(&["a"]), Artifacts::default()).await.unwrap();
     let entry = served.registry.get(submitted.job.id).unwrap();
     // Many more of it, under other numbers.
     for id in 2..=(JOBS_LISTED_MAX as u32 * 2 + 5) {

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use widemap_common::artifact::JobFiles;
 use widemap_common::framing::LINES;
 use widemap_common::ids::JobId;
 use widemap_common::spec::{Directory, Function, JobSpec};
@@ -20,6 +21,7 @@ use widemap_common::time::Timers;
 use widemap_proto::jobs::{Blocks, OutputForm, Policy, Submission, Submitted};
 
 use crate::client::Coordinator;
+use crate::data::Artifacts;
 use crate::data::Source;
 use crate::service::fake::{FakeLedger, FakeShelf};
 use crate::service::{Desk, DeskLimits, Registry, Request};
@@ -60,7 +62,7 @@ impl Served {
     }
 
     async fn submit(&self, items: &[&str]) -> Submitted {
-        self.user().submit(submission(), list(items)).await.unwrap()
+        self.user().submit(submission(), list(items), Artifacts::default()).await.unwrap()
     }
 
     fn shelf(&self, job: JobId) -> Arc<FakeShelf> {
@@ -86,8 +88,10 @@ fn submission() -> Submission {
             framing: LINES,
             directory: Directory::Private,
             environment: Vec::new(),
+            files: JobFiles::default(),
             timeout: None,
             max_output: 1,
+            limits: widemap_common::spec::Limits::default(),
             per_item: false,
         },
         blocks: Blocks::ItemWise,

@@ -8,6 +8,7 @@ use widemap_proto::wire::jobs_client::JobsClient;
 
 use super::{Served, Wire, keyed, list, submission, until};
 use crate::client::{JobsError, SubmitError};
+use crate::data::Artifacts;
 use crate::data::Source;
 use crate::service::{DeskLimits, Request};
 
@@ -61,7 +62,8 @@ async fn items_of_any_number_and_length_arrive_as_they_are() {
     text.extend(vec![b'x'; 3 * 1024 * 1024]);
     text.extend_from_slice(b"\nlast, without an end");
     std::fs::write(&path, &text).unwrap();
-    let submitted = served.user().submit(submission(), Source::File(path)).await.unwrap();
+    let submitted =
+        served.user().submit(submission(), Source::File(path), Artifacts::default()).await.unwrap();
     let job = served.registry.get(submitted.job.id).unwrap();
     assert!(std::fs::read(job.input.as_ref().unwrap()).unwrap() == text);
     served.end().await;
@@ -106,11 +108,15 @@ async fn what_is_broken_off_or_does_not_fit_makes_no_job() {
 async fn a_key_makes_one_job() {
     let served = Served::start().await;
     let user = served.user();
-    let first = user.submit(keyed("nightly"), list(&["a", "b"])).await.unwrap();
-    let again = user.submit(keyed("nightly"), list(&["a", "b"])).await.unwrap();
+    let first =
+        user.submit(keyed("nightly"), list(&["a", "b"]), Artifacts::default()).await.unwrap();
+    let again =
+        user.submit(keyed("nightly"), list(&["a", "b"]), Artifacts::default()).await.unwrap();
     assert_eq!((again.job.id, again.was_there), (first.job.id, true));
     let by_another = Submission { submitter: "bob@lab".to_owned(), ..keyed("nightly") };
-    assert!(user.submit(by_another, list(&["a", "b"])).await.unwrap().was_there);
+    assert!(
+        user.submit(by_another, list(&["a", "b"]), Artifacts::default()).await.unwrap().was_there
+    );
     let mut slower = keyed("nightly");
     slower.policy.retries = 9;
     for (submission, items, differs) in [
@@ -119,13 +125,15 @@ async fn a_key_makes_one_job() {
         (keyed("nightly"), &["a", "b", "c"], "in its input, which ends at byte 4"),
         (keyed("nightly"), &["a"], "in its input (4 bytes, and these are 2)"),
     ] {
-        let (code, message) = refusal(user.submit(submission, list(items)).await.unwrap_err());
+        let (code, message) =
+            refusal(user.submit(submission, list(items), Artifacts::default()).await.unwrap_err());
         assert_eq!(code, Code::AlreadyExists);
         assert!(message.contains(differs), "{differs}: {message}");
         assert!(message.contains("`nightly` is j1's"), "{message}");
     }
     assert_eq!(served.registry.all().len(), 1);
-    let other = user.submit(keyed("weekly"), list(&["a", "b"])).await.unwrap();
+    let other =
+        user.submit(keyed("weekly"), list(&["a", "b"]), Artifacts::default()).await.unwrap();
     assert!(!other.was_there && other.job.id != first.job.id);
     served.end().await;
 }
@@ -141,7 +149,7 @@ async fn of_two_with_one_key_the_newer_counts() {
     let stuck = async { client.submit(messages).await.unwrap_err() };
     let newer = async {
         until("the first one has begun", || served.ledger.files() == 1).await;
-        served.user().submit(keyed("k"), list(&["b"])).await.unwrap()
+        served.user().submit(keyed("k"), list(&["b"]), Artifacts::default()).await.unwrap()
     };
     let (stuck, newer) = tokio::join!(stuck, newer);
     assert_eq!(stuck.code(), Code::Aborted);
@@ -159,7 +167,7 @@ async fn a_lost_answer_makes_no_second_job() {
     let wire = Wire::to(served.address).await;
     served.ledger.gate.shut();
     let user = wire.user();
-    let submitting = user.submit(submission(), list(&["a"]));
+    let submitting = user.submit(submission(), list(&["a"]), Artifacts::default());
     let cutting = async {
         until("all items are there", || served.ledger.gate.waiting() == 1).await;
         // The answer has nowhere to go; the job is made all the same.
@@ -185,7 +193,7 @@ async fn items_that_can_be_read_once_are_not_sent_in_part() {
     let writer = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     std::io::Write::write_all(&mut &writer, b"a\nb\n").unwrap();
     let user = wire.user();
-    let submitting = user.submit(submission(), Source::File(path));
+    let submitting = user.submit(submission(), Source::File(path), Artifacts::default());
     let cutting = async {
         until("it has begun", || served.ledger.files() == 1).await;
         wire.cut();
@@ -204,7 +212,7 @@ async fn limits_are_told_with_what_to_do() {
     let served = Served::with(limits).await;
     let user = served.user();
     let submit = async |items: &[&str]| {
-        let submitted = user.submit(submission(), list(items)).await;
+        let submitted = user.submit(submission(), list(items), Artifacts::default()).await;
         submitted.map(|submitted| submitted.job.id).map_err(refusal)
     };
     let first = submit(&["1234567"]).await.unwrap();
@@ -229,6 +237,6 @@ async fn who_is_not_there_is_told_of_at_once() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let user = crate::client::Coordinator::on_loopback(address);
-    let error = user.submit(submission(), list(&["a"])).await.unwrap_err();
+    let error = user.submit(submission(), list(&["a"]), Artifacts::default()).await.unwrap_err();
     assert!(matches!(error, SubmitError::Jobs(JobsError::Unreachable { .. })), "{error:?}");
 }

@@ -1,10 +1,11 @@
 //! What a job is, on the command line: the same for a map of one's own and for a job that is submitted.
 
 use std::ffi::OsString;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueHint};
+use clap::{ArgAction, ArgGroup, Args, ValueHint};
 use widemap_common::limits;
 use widemap_common::units::{parse_duration, parse_size};
 
@@ -13,27 +14,43 @@ use crate::client::is_own_key;
 
 /// What runs, over which items, and how.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("block-wise").args(["pipe", "wasm"]))]
 pub(crate) struct JobArgs {
     /// What to run for each item; {} in it is the item, which is added at the end otherwise
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
     #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
 
-    /// Run a function that is registered in the worker: identity, square, sleep
+    /// Run a function of the worker: identity, square, sleep
     #[arg(long, value_name = "NAME", help_heading = WHAT)]
     pub(crate) builtin: Option<String>,
 
-    /// COMMAND is one word for /bin/sh -c, {} quoted; without it each item is a line
-    #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "pipe"])]
+    /// COMMAND is a line for /bin/sh; without one each item is
+    #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "pipe", "python", "wasm"])]
     pub(crate) shell: bool,
 
-    /// Run the command once for each block of lines, on its standard input
-    #[arg(long, help_heading = WHAT, conflicts_with = "builtin")]
+    /// The command goes on, and answers each line with one line
+    #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "pipe", "python", "wasm"])]
+    pub(crate) filter: bool,
+
+    /// Run the command once for each block of lines, as its input
+    #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "python", "wasm"])]
     pub(crate) pipe: bool,
 
-    /// The size of a block [default: grows from 64K to 8M]
+    #[command(flatten)]
+    pub(crate) python: PythonArgs,
+
+    /// Run a module of WebAssembly once for each block, in a sandbox
+    ///
+    /// A command of WASI preview 1 (wasm32-wasip1), with the block as its input. It has no files but those of
+    /// --file, to read; no variables but those of --env; and no network.
+    #[arg(long, value_name = "FILE.wasm", help_heading = WHAT)]
+    #[arg(conflicts_with_all = ["builtin", "python"], value_hint = ValueHint::FilePath)]
+    pub(crate) wasm: Option<PathBuf>,
+
+    /// The size of a block, of --pipe and --wasm [default: grows from 64K to 8M]
     #[arg(long, value_name = "SIZE", value_parser = parse_block, help_heading = WHAT)]
-    #[arg(requires = "pipe")]
+    #[arg(requires = "block-wise", hide_short_help = true)]
     pub(crate) block: Option<u64>,
 
     /// Read the items from FILE, a line each; - is standard input
@@ -52,6 +69,11 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "NAME[=V]", help_heading = FILES, action = ArgAction::Append)]
     pub(crate) env: Vec<OsString>,
 
+    /// Bring a file or a directory along to each worker; may be repeated
+    #[arg(long, value_name = "PATH", help_heading = FILES, action = ArgAction::Append)]
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) file: Vec<PathBuf>,
+
     /// Run only the items of a file that --failures wrote
     #[arg(long, value_name = "FILE", help_heading = ITEMS)]
     pub(crate) from_failures: Option<PathBuf>,
@@ -67,7 +89,7 @@ pub(crate) struct JobArgs {
 
     /// What one sending should take
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = parse_duration)]
-    #[arg(help_heading = HOW)]
+    #[arg(help_heading = HOW, hide_short_help = true)]
     pub(crate) chunk_target: Duration,
 
     /// More runs of an item that failed
@@ -90,6 +112,22 @@ pub(crate) struct JobArgs {
     /// End an item (with --pipe: a block) that prints more [default: 1G] [env: WIDEMAP_MAX_OUTPUT]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = HOW)]
     pub(crate) max_output: Option<u64>,
+
+    /// Memory that each process of an item (with --wasm: a block) may take
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, help_heading = HOW)]
+    #[arg(conflicts_with = "builtin", hide_short_help = true)]
+    pub(crate) memory: Option<NonZeroU64>,
+
+    /// Seconds of processor time that each process of an item (with --pipe: a block) may take
+    #[arg(long, value_name = "N", help_heading = HOW, hide_short_help = true)]
+    #[arg(conflicts_with_all = ["builtin", "filter"])]
+    pub(crate) cpu_seconds: Option<NonZeroU32>,
+
+    /// Run items less urgently, as nice does: 0 to 19
+    #[arg(long, value_name = "N", help_heading = HOW, hide_short_help = true)]
+    #[arg(conflicts_with_all = ["builtin", "wasm"], default_value_t = 0, hide_default_value = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(..=i64::from(limits::NICE_MAX)))]
+    pub(crate) nice: u8,
 
     /// The form of the results
     #[arg(long, value_name = "FORM", default_value = "raw", help_heading = OUT)]
@@ -130,6 +168,39 @@ pub(crate) struct JobArgs {
     /// Accepted without effect, as for GNU parallel: progress is shown anyway
     #[arg(long, hide = true)]
     pub(crate) eta: bool,
+}
+
+/// A function of a Python file.
+#[derive(Debug, Args)]
+pub(crate) struct PythonArgs {
+    /// Call a function of a Python file; items and results are JSON
+    #[arg(long, value_name = "FILE.py:FUNCTION", help_heading = WHAT, conflicts_with = "builtin")]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) python: Option<OsString>,
+
+    /// With --python: items are strings, and results that are strings are printed as they are
+    #[arg(long, help_heading = WHAT, requires = "python", hide_short_help = true)]
+    pub(crate) text: bool,
+
+    /// With --python: a function of the file to call once in each interpreter
+    #[arg(long, value_name = "FUNCTION", help_heading = WHAT, requires = "python")]
+    #[arg(hide_short_help = true)]
+    pub(crate) initializer: Option<String>,
+
+    /// With --python: a new interpreter after N items
+    #[arg(long, value_name = "N", help_heading = WHAT, requires = "python")]
+    #[arg(hide_short_help = true)]
+    pub(crate) recycle: Option<NonZeroU32>,
+
+    /// With --python: the interpreter, 3.9 or later [default: python3]
+    #[arg(long, value_name = "PATH", help_heading = WHAT, requires = "python")]
+    #[arg(value_hint = ValueHint::CommandName, hide_short_help = true)]
+    pub(crate) python_bin: Option<OsString>,
+}
+
+fn parse_memory(text: &str) -> Result<NonZeroU64, String> {
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    NonZeroU64::new(bytes).ok_or_else(|| "it is more than nothing".to_owned())
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {

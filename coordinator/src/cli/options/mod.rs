@@ -12,7 +12,7 @@ use widemap_common::limits;
 use widemap_common::time::Timers;
 use widemap_common::units::{parse_duration, parse_size};
 
-pub(crate) use job::JobArgs;
+pub(crate) use job::{JobArgs, PythonArgs};
 pub(crate) use serve::ServeArgs;
 pub(crate) use users::{
     ExplainArgs, JobsArgs, JobsCommand, PruneArgs, ResultsArgs, StatusArgs, SubmitArgs, TouchArgs,
@@ -44,7 +44,7 @@ failed, 130 and 143 interrupted.";
 /// Options of `widemap map`.
 #[derive(Debug, Args)]
 #[command(override_usage = "widemap map [OPTIONS] [--] COMMAND [ARG]... [::: ITEM...]\n       \
-                            widemap map [OPTIONS] --builtin NAME [::: ITEM...]")]
+                            widemap map [OPTIONS] --python|--wasm|--builtin X [::: ITEM...]")]
 #[command(after_long_help = EXAMPLES, after_help = "More, with examples: widemap map --help")]
 pub(crate) struct MapArgs {
     #[command(flatten)]
@@ -148,7 +148,7 @@ pub(crate) struct PlaceArgs {
     #[arg(value_delimiter = ',', value_parser = places::parse_name)]
     pub(crate) dns: Vec<(String, u16)>,
 
-    /// Workers that announce themselves on the local network, beside those that are named
+    /// Workers that announce themselves, beside those that are named
     #[arg(long, help_heading = WHERE, conflicts_with = "no_mdns")]
     pub(crate) mdns: bool,
 

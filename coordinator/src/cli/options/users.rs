@@ -63,7 +63,7 @@ pub(crate) struct UserArgs {
 /// Options of `widemap submit`.
 #[derive(Debug, Args)]
 #[command(override_usage = "widemap submit [OPTIONS] [--] COMMAND [ARG]... [::: ITEM...]\n       \
-                            widemap submit [OPTIONS] --builtin NAME [::: ITEM...]")]
+                            widemap submit [OPTIONS] --python|--wasm|--builtin X [::: ITEM...]")]
 #[command(after_long_help = SUBMIT_EXAMPLES)]
 #[command(after_help = "More, with examples: widemap submit --help")]
 pub(crate) struct SubmitArgs {

@@ -42,6 +42,7 @@ fn fault(index: u32, output_offset: u64, output_bytes: u64) -> Fault {
         message: "exited with status 3".into(),
         exit: Some(3),
         signal: None,
+        unfit: false,
         output_offset,
         output_bytes,
         retryable: true,

@@ -20,6 +20,8 @@ pub(crate) struct Worker {
     pub(crate) link: LinkId,
     /// What it may be given, as it said last.
     pub(crate) credit: Credit,
+    /// Why it takes no work for now, as it said.
+    pub(crate) paused: Option<String>,
     /// Jobs that it was told of.
     pub(crate) jobs: BTreeSet<JobId>,
     /// Output bytes received on this stream.
@@ -65,6 +67,7 @@ impl Worker {
             is_leaving: false,
             link,
             credit,
+            paused: None,
             jobs: BTreeSet::new(),
             received_total: 0,
             granted_total: 0,

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 use widemap_common::limits::{INFLIGHT_BYTES_MAX, KEPT_INPUT_BYTES};
-use widemap_common::spec::{JobSpec, Runtime};
+use widemap_common::spec::{Function, JobSpec};
 use widemap_proto::jobs::Submission;
 
 use super::deliverer::Deliverer;
 use super::direct::{self, Direct};
+use super::fitness::Fitness;
 use super::history::History;
 use super::outlets::{self, Outlets};
 use super::way::Way;
@@ -39,7 +40,7 @@ impl Job {
         let Plan { spec, policy, results, blocks, .. } = plan;
         let shape = shape(&spec, blocks);
         let (json, is_ordered) = (results.json, !results.unordered);
-        let function = data::function_digest(&spec.function, spec.framing);
+        let function = data::function_digest(&spec);
         // The output is made before the input is opened: what cannot be written is found out first.
         let (outlets, sink) = Outlets::create(results, shape, function)?;
         let mut counts = Counts::default();
@@ -86,6 +87,7 @@ impl Job {
             policy,
             shape,
             private: plan.private,
+            artifacts: plan.artifacts,
             json,
             input,
             held,
@@ -102,6 +104,7 @@ impl Job {
             is_full: false,
             judged: None,
             refusals: BTreeMap::new(),
+            fitness: Fitness::default(),
             has_been_ready: false,
             counts,
             failures: Vec::new(),
@@ -133,7 +136,7 @@ impl Job {
             job: plan.id,
             writer: plan.writer,
             rendering: rendering(output.json, shape, output.separator),
-            function: data::function_digest(&spec.function, spec.framing),
+            function: data::function_digest(&spec),
             spill_directory: std::env::temp_dir(),
         };
         let way = Way::Ledger(Box::new(Ledger::new(config, wake())));
@@ -143,6 +146,7 @@ impl Job {
             policy,
             shape,
             // What others submit does not run in this process's own directory.
+            artifacts: plan.artifacts,
             private: false,
             json: output.json,
             input,
@@ -160,6 +164,7 @@ impl Job {
             is_full: false,
             judged: None,
             refusals: BTreeMap::new(),
+            fitness: Fitness::default(),
             has_been_ready: false,
             counts: counts.unwrap_or_default(),
             failures: Vec::new(),
@@ -184,9 +189,12 @@ fn rendering(json: bool, shape: Shape, separator: u8) -> Rendering {
 }
 
 fn shape(spec: &JobSpec, blocks: BlockRule) -> Shape {
-    let results = match spec.function.runtime() {
-        Runtime::Builtin => ResultShape::Framed(spec.framing),
-        Runtime::Exec | Runtime::Pipe => ResultShape::Printed,
+    let results = match &spec.function {
+        Function::Python(python) if !python.is_text => ResultShape::Json,
+        Function::Filter { .. } | Function::Python(_) | Function::Builtin { .. } => {
+            ResultShape::Framed(spec.framing)
+        }
+        Function::Exec { .. } | Function::Pipe { .. } | Function::Wasm(_) => ResultShape::Printed,
     };
     Shape { input: spec.framing, results, is_block_wise: blocks.is_block_wise() }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use widemap_common::failure::FailureKind;
+use widemap_common::framing::LINES;
 use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::limits::{BATCH_BYTES_MAX, JOB_STDERR_BYTES_MAX, SUMMARY_FAILURES};
 use widemap_proto::session::Done;
@@ -37,6 +38,7 @@ impl Job {
             false => {
                 let framed = match self.shape.results {
                     ResultShape::Framed(framing) => Some(framing),
+                    ResultShape::Json => Some(LINES),
                     ResultShape::Printed => None,
                 };
                 Told::Full(Box::new(Report::new(range, Arc::from(worker), done, framed)))
@@ -182,7 +184,7 @@ impl Job {
                     true => format!("block of items {} to {}", own.first + 1, own.end()),
                     false => format!("item {} `{}`", own.first + 1, data::item_shown(&record.item)),
                 };
-                let message = data::line_shown(&record.message);
+                let message = data::message_shown(&record.message);
                 self.failures.push(NamedFailure { item, message });
             }
             match &mut self.way {

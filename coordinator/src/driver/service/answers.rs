@@ -216,7 +216,10 @@ impl Service {
                 let left = Duration::from_secs(until.since(self.core.now).as_secs() + 1);
                 format!("left out for {left:?} more: what it runs fails, what others run does not")
             }
-            _ => "ready".to_owned(),
+            _ => match self.core.fleet.worker(worker).and_then(|entry| entry.paused.as_ref()) {
+                Some(why) => format!("takes no work for now: {why}"),
+                None => "ready".to_owned(),
+            },
         }
     }
 

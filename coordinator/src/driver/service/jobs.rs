@@ -47,6 +47,7 @@ impl Service {
             id,
             submission: entry.submission.clone(),
             input: entry.input.clone().unwrap_or_default(),
+            artifacts: self.kept.artifacts(id, &entry.submission.spec),
             writer: Arc::clone(&self.writer),
             shelf: self.kept.shelf(id),
         };
@@ -106,7 +107,18 @@ impl Service {
     /// A job cannot go on.
     pub(super) fn fail(&mut self, id: JobId, error: &MapError) {
         tracing::error!(job = %id, "{error}");
-        self.give_up(id, How::Failed(error.to_string()));
+        self.give_up(
+            id,
+            match error {
+                MapError::NoFilter { .. } => {
+                    How::Unusable(format!("{error} (--pipe allows any number of lines)"))
+                }
+                MapError::NotJson { .. } => How::Unusable(format!(
+                    "{error} (--text gives the function each item as a string)"
+                )),
+                _ => How::Failed(error.to_string()),
+            },
+        );
     }
 
     /// Cancels a job; false if it has ended.

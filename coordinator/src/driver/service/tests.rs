@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use widemap_common::artifact::JobFiles;
 use widemap_common::framing::LINES;
 use widemap_common::ids::JobId;
 use widemap_common::limits;
@@ -81,7 +82,18 @@ impl Host {
                 _ => Ok(()),
             }
         };
-        let functions = Functions::stock().function("gated", gated).function("fails", fails);
+        let for_the_slow = Arc::clone(&witness);
+        let slow = move |item: &[u8], output: &mut Output, _: &Context| {
+            if for_the_slow.open.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            output.extend_from_slice(item);
+            Ok::<_, FunctionError>(())
+        };
+        let functions = Functions::stock()
+            .function("gated", gated)
+            .function("fails", fails)
+            .function("slow", slow);
         let config = WorkerConfig {
             name: "ann".to_owned(),
             slots,
@@ -207,8 +219,10 @@ fn submission(function: &str) -> Submission {
             framing: LINES,
             directory: Directory::Private,
             environment: Vec::new(),
+            files: JobFiles::default(),
             timeout: None,
             max_output: limits::MAX_OUTPUT_BYTES,
+            limits: widemap_common::spec::Limits::default(),
             per_item: false,
         },
         blocks: Blocks::ItemWise,
@@ -373,13 +387,15 @@ async fn a_job_is_paused_gone_on_with_given_up_and_explained() {
 async fn a_long_job_does_not_starve_a_short_one_and_priority_comes_first() {
     let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(2).await);
     let life = Life::begin(directory.path(), &[&ann]);
-    let long = life.submit(submission("square"), &numbers(1_000_000)).await;
+    // Minutes long until it is let go on, however long the disk takes for the short one.
+    let long = life.submit(submission("slow"), &numbers(1_000_000)).await;
     until("the long one runs", || life.job(long).status.output_bytes > 0).await;
     let short = life.submit(submission("square"), &numbers(10)).await;
     assert_eq!(life.collect(short).await.2.status.counts.ok, 10);
     assert!(life.job(long).status.ending().is_none(), "the long one still runs");
     let workers = life.desk.workers().await.unwrap();
     assert_eq!((workers.len(), workers[0].state.as_str()), (1, "ready"));
+    ann.witness.open.store(u64::MAX, Ordering::SeqCst);
     assert_eq!(life.collect(long).await.2.status.counts.ok, 1_000_000);
     life.end().await;
 }

@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use turmoil::net::{TcpListener, TcpStream};
+use widemap_common::artifact::JobFiles;
 use widemap_common::framing::LINES;
 use widemap_common::limits;
 use widemap_common::spec::{Directory, Function, JobSpec, Runtime};
@@ -24,7 +25,7 @@ use widemap_worker::{Registry, Worker, WorkerConfig};
 
 use super::middleman::{self, Mischief};
 use crate::cli::Wait;
-use crate::data::{BlockRule, Source};
+use crate::data::{Artifacts, BlockRule, Source};
 use crate::driver::drive;
 use crate::driver::plan::{Outcome, Plan, Results};
 use crate::places;
@@ -309,8 +310,10 @@ fn plan(draft: Draft, places: &[&str], directory: &Path) -> Plan {
             framing: LINES,
             directory: Directory::Private,
             environment: Vec::new(),
+            files: JobFiles::default(),
             timeout: None,
             max_output: limits::MAX_OUTPUT_BYTES,
+            limits: widemap_common::spec::Limits::default(),
             per_item: false,
         },
         policy: JobPolicy {
@@ -342,6 +345,7 @@ fn plan(draft: Draft, places: &[&str], directory: &Path) -> Plan {
         },
         quiet: true,
         progress: false,
+        artifacts: Artifacts::default(),
         private: true,
         journal: None,
         reorder_bytes_max: limits::REORDER_BYTES_MAX,

@@ -14,7 +14,7 @@ use turmoil::net::{TcpListener, TcpStream};
 use widemap_proto::wire::report::Kind;
 use widemap_proto::wire::worker_client::WorkerClient;
 use widemap_proto::wire::worker_server::{Worker, WorkerServer};
-use widemap_proto::wire::{Done, FromWorker, ToWorker};
+use widemap_proto::wire::{ArtifactPart, ArtifactStored, Done, FromWorker, ToWorker};
 
 use super::cluster::{PORT, Witness, connections};
 
@@ -112,6 +112,15 @@ impl Worker for Middleman {
             batch
         });
         Ok(Response::new(Box::pin(changed)))
+    }
+
+    type PutArtifactsStream = Pin<Box<dyn Stream<Item = Result<ArtifactStored, Status>> + Send>>;
+
+    async fn put_artifacts(
+        &self,
+        _: Request<Streaming<ArtifactPart>>,
+    ) -> Result<Response<Self::PutArtifactsStream>, Status> {
+        Err(Status::unimplemented("no job here has files"))
     }
 }
 

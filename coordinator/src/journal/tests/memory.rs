@@ -35,6 +35,8 @@ pub(super) enum Fault {
     Full,
     /// This call, and all after it, fail.
     Broken,
+    /// This call fails, and no other does: a system tells of a lost page once.
+    Lossy,
 }
 
 #[derive(Clone, Default)]
@@ -97,6 +99,11 @@ impl Memory {
         self.disk.lock().unwrap().files[path].written.len()
     }
 
+    /// What would be there after a power cut, at the least.
+    pub(super) fn durable_length(&self, path: &Path) -> usize {
+        self.disk.lock().unwrap().files[path].durable.len()
+    }
+
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.disk.lock().unwrap().files.keys().cloned().collect()
     }
@@ -108,9 +115,12 @@ impl Disk {
         match self.fault {
             Some((at, fault)) if self.calls >= at => {
                 self.has_failed = true;
+                if fault == Fault::Lossy {
+                    self.fault = None;
+                }
                 Err(match fault {
                     Fault::Full => io::ErrorKind::StorageFull.into(),
-                    Fault::Broken => io::Error::other("the disk is broken"),
+                    Fault::Broken | Fault::Lossy => io::Error::other("the disk is broken"),
                 })
             }
             _ => Ok(()),
@@ -162,6 +172,16 @@ impl Medium for Memory {
         let directories = std::mem::take(&mut disk.directories);
         disk.directories =
             directories.iter().map(|path| moved(path).unwrap_or_else(|| path.clone())).collect();
+        Ok(())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock().unwrap();
+        disk.call()?;
+        // Nobody writes to either any more: a copy is as good.
+        let file = disk.files.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let before = disk.files.insert(to.to_owned(), file);
+        assert!(before.is_none(), "{} is made once", to.display());
         Ok(())
     }
 

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use widemap_common::ids::{Epoch, JobId};
-use widemap_common::limits::PART_BYTES_MAX;
+use widemap_common::limits::{DRAFT_SYNC_BYTES, PART_BYTES_MAX};
 
 use super::memory::{Fault, Memory};
-use super::{header, open, plain, range, read, settled, writer};
+use super::{PATIENCE, header, open, plain, range, read, settled, writer};
 use crate::journal::{Disk, Entry, JobHeader, JournalError, Medium, Next, Shelf, check};
 
 fn root() -> PathBuf {
@@ -380,6 +380,39 @@ fn a_million_facts_are_read_in_moments() {
     println!("a million facts were read in {:.2?}", begun.elapsed());
     assert_eq!(jobs[0].shelf.final_items(), (FACTS, 0));
     assert_eq!(jobs[0].shelf.output_bytes(), 7);
+}
+
+#[test]
+fn a_long_input_goes_to_the_disk_while_it_comes() {
+    let medium = Memory::default();
+    let (store, _) = open(Arc::new(medium.clone()), &root()).unwrap();
+    let mut draft = store.begin(header(), true, true).unwrap();
+    let part = vec![b'x'; DRAFT_SYNC_BYTES as usize];
+    draft.write(&part).unwrap();
+    let is_input = |path: &PathBuf| path.ends_with("input");
+    let path = medium.paths().into_iter().find(is_input).unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while medium.durable_length(&path) < part.len() {
+        assert!(std::time::Instant::now() < deadline, "it waits for its end");
+        std::thread::park_timeout(std::time::Duration::from_millis(1));
+    }
+    draft.write(b"\n").unwrap();
+    assert_eq!(draft.finish().unwrap().input_bytes, DRAFT_SYNC_BYTES + 1);
+    assert_eq!(medium.durable_length(&root().join("jobs/1/input")), part.len() + 1);
+}
+
+/// What the disk has lost meanwhile it tells once, and not to the one who asks in the end.
+#[test]
+fn what_was_lost_of_a_long_input_while_it_came_is_told_in_the_end() {
+    let medium = Memory::default();
+    let (store, _) = open(Arc::new(medium.clone()), &root()).unwrap();
+    let mut draft = store.begin(header(), true, true).unwrap();
+    // Behind the write itself.
+    medium.fails_at(2, Fault::Lossy);
+    draft.write(&vec![b'x'; DRAFT_SYNC_BYTES as usize]).unwrap();
+    let error = draft.finish().err().expect("nobody knows what of it is durable");
+    assert!(error.to_string().contains("the disk is broken"), "{error}");
+    assert!(medium.paths().iter().all(|path| !path.starts_with(root().join("jobs"))));
 }
 
 #[test]

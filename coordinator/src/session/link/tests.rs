@@ -9,6 +9,7 @@ use tonic::{Request, Response};
 use widemap_cluster::Distrust;
 use widemap_common::ids::Incarnation;
 use widemap_proto::wire::worker_server::{Worker, WorkerServer};
+use widemap_proto::wire::{ArtifactPart, ArtifactStored};
 
 use super::*;
 
@@ -26,6 +27,15 @@ impl Worker for Puppet {
         let reports = self.0.lock().unwrap().take();
         let reports = reports.ok_or_else(|| Status::unavailable("broken"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(reports))))
+    }
+
+    type PutArtifactsStream = Pin<Box<dyn Stream<Item = Result<ArtifactStored, Status>> + Send>>;
+
+    async fn put_artifacts(
+        &self,
+        _: Request<Streaming<ArtifactPart>>,
+    ) -> Result<Response<Self::PutArtifactsStream>, Status> {
+        Err(Status::unimplemented("no job here has files"))
     }
 }
 
@@ -65,6 +75,7 @@ async fn carried(greets: bool, fault: Option<DialError>) -> StreamEnd {
         timers,
         events,
         outbox: Arc::new(Outbox::new(SendBounds::new(&timers))),
+        uploads: Arc::default(),
         goodbye: CancellationToken::new(),
     };
     let line = runner.dial.connect(&runner.trust, &runner.timers).await.unwrap();
