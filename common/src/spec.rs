@@ -181,6 +181,9 @@ pub struct JobSpec {
     pub max_output: u64,
     /// What one item (one block) may take otherwise.
     pub limits: Limits,
+    /// The slots that an attempt takes while it runs, as one that starts threads of its own needs them.
+    /// At most [`crate::limits::SLOTS_MAX`].
+    pub slots_per_item: NonZeroU32,
     /// Whether the length and duration of each item are wanted, as for JSON.
     pub per_item: bool,
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hint::black_box;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -110,6 +111,7 @@ fn policy() -> JobPolicy {
         chunk_target: Duration::from_millis(20),
         weight: 1,
         priority: 0,
+        slots_per_item: NonZeroU32::MIN,
         speculate: false,
     }
 }

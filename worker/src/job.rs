@@ -1,19 +1,18 @@
 //! A job as a worker sees it: opened once, checked before the first item, shared by its attempts.
 
-use std::ffi::{OsStr, OsString};
+mod surroundings;
+
+use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use widemap_common::artifact::{FileKind, JobFiles};
 use widemap_common::framing::Framing;
 use widemap_common::ids::JobId;
-use widemap_common::spec::{
-    Directory, Function as JobFunction, JobSpec, Limits, Python, Runtime, Wasm,
-};
+use widemap_common::spec::{Function as JobFunction, JobSpec, Limits, Python, Runtime};
 use widemap_common::template::Template;
 use widemap_proto::session::{Refusal, RefusalCause};
 
@@ -23,6 +22,7 @@ use crate::files::{CommandError, Files, PrivateDirectory};
 use crate::function::{Function, Registry};
 use crate::runtime::{FilterManner, WASM_IS_BUILT, WasmJob, WasmModules};
 use crate::spawner::RunAs;
+use surroundings::Surroundings;
 
 /// What of a worker decides whether a job can run there.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub(crate) struct Job {
     pub(crate) timeout: Option<Duration>,
     pub(crate) max_output: u64,
     pub(crate) limits: Limits,
+    /// The slots that an attempt takes while it runs.
+    pub(crate) slots: u32,
     pub(crate) per_item: bool,
     /// Nothing more of it is run: who keeps something for it lets go.
     closed: AtomicBool,
@@ -132,9 +134,12 @@ impl Job {
             timeout,
             max_output,
             limits,
+            slots_per_item,
             per_item,
         } = spec;
-        let around = Surroundings { id, directory, environment, limits, files, claim, host };
+        let threads = host.threads_per_slot.saturating_mul(slots_per_item.get() as usize);
+        let around =
+            Surroundings { id, directory, environment, threads, limits, files, claim, host };
         let runner = match function {
             JobFunction::Builtin { .. } if limits != Limits::default() => {
                 let message = "a function that is registered in the worker runs in the worker's process, and \
@@ -181,6 +186,7 @@ impl Job {
             timeout,
             max_output,
             limits,
+            slots: slots_per_item.get(),
             per_item,
             closed: AtomicBool::new(false),
             private,
@@ -257,150 +263,6 @@ impl std::fmt::Debug for Runner {
     }
 }
 
-/// What the processes of a job find around them, and where.
-struct Surroundings<'a> {
-    id: JobId,
-    directory: Directory,
-    environment: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    limits: Limits,
-    files: JobFiles,
-    claim: Option<&'a Claim>,
-    host: &'a Host,
-}
-
-impl Surroundings<'_> {
-    fn launch(
-        &self,
-        command: Option<&[u8]>,
-        private: &mut Option<PrivateDirectory>,
-    ) -> Result<Launch, Refusal> {
-        let host = self.host;
-        let environment = match self.directory {
-            Directory::Inherit => Environment::inherited(&self.environment),
-            Directory::Private | Directory::Path(_) => Environment::scrubbed(
-                &self.environment,
-                std::env::vars_os(),
-                host.run_as.as_deref(),
-                host.threads_per_slot,
-            ),
-        };
-        let files = host.files.clone().ok_or_else(|| no_commands(host))?;
-        let directory = self.open_directory(&files, private)?;
-        let mut launch = Launch {
-            program: Program::PerItem,
-            directory,
-            environment,
-            limits: self.limits,
-            files,
-        };
-        if let Some(command) = command {
-            let found = launch.find(command).map_err(|error| not_found(command, &error, host))?;
-            launch.program = Program::Found(found);
-        }
-        Ok(launch)
-    }
-
-    /// A module of WebAssembly, which has nothing of the worker's.
-    fn module(
-        &self,
-        wasm: &Wasm,
-        private: &mut Option<PrivateDirectory>,
-    ) -> Result<WasmJob, Refusal> {
-        let host = self.host;
-        let refused = |cause, why: String| {
-            let shown = String::from_utf8_lossy(&wasm.path);
-            Refusal { cause, message: format!("`{shown}` cannot be run on {}: {why}", host.name) }
-        };
-        let Some(claim) = self.claim else { return Err(no_commands(host)) };
-        let mut environment = Vec::new();
-        for (name, value) in &self.environment {
-            let value = match value {
-                Some(value) => Some(OsString::from_vec(value.clone())),
-                None => std::env::var_os(OsStr::from_bytes(name)),
-            };
-            let Some(value) = value else { continue };
-            let pair = (String::from_utf8(name.clone()), value.into_string());
-            let (Ok(name), Ok(value)) = pair else {
-                let why = format!(
-                    "the variable {} is not UTF-8, as a module has its variables",
-                    String::from_utf8_lossy(name)
-                );
-                return Err(refused(RefusalCause::NotAllowed, why));
-            };
-            environment.push((name, value));
-        }
-        let directory = match &host.files {
-            Some(files) if !self.files.is_empty() => self.open_directory(files, private)?,
-            _ => None,
-        };
-        let path = claim.path(wasm.module);
-        WasmJob::open(&host.wasm, wasm, &path, environment, directory)
-            .map_err(|why| refused(RefusalCause::NotFound, why))
-    }
-
-    /// Where the job's processes work. Nothing is the worker's own directory.
-    fn open_directory(
-        &self,
-        files: &Arc<Files>,
-        private: &mut Option<PrivateDirectory>,
-    ) -> Result<Option<PathBuf>, Refusal> {
-        let host = self.host;
-        match &self.directory {
-            Directory::Private => {
-                let made = files.make_private(self.id).map_err(|error| Refusal {
-                    cause: RefusalCause::Directory,
-                    message: format!("{} cannot make a directory for the job: {error}", host.name),
-                })?;
-                let path = made.path().to_owned();
-                self.place_files(private.insert(made))?;
-                Ok(Some(path))
-            }
-            Directory::Inherit | Directory::Path(_) if !self.files.is_empty() => Err(Refusal {
-                cause: RefusalCause::Directory,
-                message: "files of a job go to a private directory, and it has another".to_owned(),
-            }),
-            Directory::Inherit if host.embedded => Ok(None),
-            Directory::Inherit => Err(Refusal {
-                cause: RefusalCause::NotAllowed,
-                message: format!(
-                    "{} does not lend its own directory and environment: only embedded workers do",
-                    host.name
-                ),
-            }),
-            Directory::Path(path) => {
-                let path = PathBuf::from(OsStr::from_bytes(path));
-                let Err(why) = files.enter(&path) else { return Ok(Some(path)) };
-                // Root could, and wonders.
-                let who = host.run_as.as_ref();
-                let who = who.map_or_else(String::new, |user| format!(" as {}", user.name()));
-                Err(Refusal {
-                    cause: RefusalCause::Directory,
-                    message: format!("{} cannot work in {}{who}: {why}", host.name, path.display()),
-                })
-            }
-        }
-    }
-
-    /// Puts the job's files into its directory.
-    fn place_files(&self, private: &mut PrivateDirectory) -> Result<(), Refusal> {
-        for file in self.files.iter() {
-            let from = || match (file.kind, self.claim) {
-                (FileKind::Regular { digest, .. }, Some(claim)) => claim.path(digest),
-                _ => PathBuf::new(),
-            };
-            private.place(file, from).map_err(|error| Refusal {
-                cause: RefusalCause::Directory,
-                message: format!(
-                    "{} cannot put {} of the job in place: {error}",
-                    self.host.name,
-                    file.shown()
-                ),
-            })?;
-        }
-        Ok(())
-    }
-}
-
 /// A worker that runs functions only.
 pub(crate) fn no_commands(host: &Host) -> Refusal {
     let message = format!("{} runs no commands", host.name);
@@ -437,15 +299,6 @@ impl Launch {
     }
 }
 
-fn not_found(command: &[u8], error: &CommandError, host: &Host) -> Refusal {
-    let mut message =
-        format!("`{}` cannot be run on {}: {error}", String::from_utf8_lossy(command), host.name);
-    if command.iter().any(|byte| b" \t\n|;<>&".contains(byte)) {
-        message.push_str("; for a shell line add --shell");
-    }
-    Refusal { cause: RefusalCause::NotFound, message }
-}
-
 fn find_function(name: &str, host: &Host) -> Result<Arc<dyn Function>, Refusal> {
     host.registry.get(name).ok_or_else(|| {
         let mut message = format!("{} has no function `{name}` (it has: ", host.name);
@@ -463,6 +316,7 @@ mod tests {
     use super::*;
     use widemap_common::artifact::JobFiles;
     use widemap_common::framing::LINES;
+    use widemap_common::spec::Directory;
 
     fn host() -> Host {
         Host {
@@ -493,6 +347,7 @@ mod tests {
             timeout: None,
             max_output: 1 << 30,
             limits: widemap_common::spec::Limits::default(),
+            slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
         }
     }

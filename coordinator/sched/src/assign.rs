@@ -33,8 +33,11 @@ impl Scheduler {
     pub(crate) fn settle(&mut self, now: Time, actions: &mut Vec<Action>) {
         let mut at = self.order.first().copied();
         while let Some(rank) = at {
+            let before = actions.len();
             at = match self.place(now, rank, actions) {
                 Placed::Assigned => self.order.first().copied(),
+                // What was cancelled to make room for a head has changed the order.
+                Placed::Nothing if actions.len() > before => self.order.first().copied(),
                 // What comes will take the room that there is.
                 Placed::Cut => return,
                 Placed::Nothing => self.order.range((Excluded(rank), Unbounded)).next().copied(),
@@ -72,7 +75,10 @@ impl Scheduler {
 
     fn cut(&mut self, rank: Rank, actions: &mut Vec<Action>) -> Placed {
         let job = &self.jobs[rank.job];
-        let room = if self.may_prefetch(rank.job) { job.pool.room() } else { job.pool.idle() };
+        let room = match self.may_prefetch(rank.job) {
+            true => job.pool.room(),
+            false => job.pool.idle().max(u64::from(self.turn(rank.job).is_some())),
+        };
         if room == 0 || self.cutting.is_some() {
             return Placed::Nothing;
         }
@@ -105,7 +111,19 @@ impl Scheduler {
     pub(crate) fn pick(&self, chunk: Key<Chunk>) -> Option<Key<Worker>> {
         let job = self.chunks[chunk].job;
         let level = if self.may_prefetch(job) { LEVELS } else { LEVEL_BUSY };
-        self.pick_below(chunk, level)
+        self.pick_below(chunk, level).or_else(|| {
+            let failed_on = self.chunks[chunk].failed_on();
+            self.turn(job).filter(|&worker| !failed_on.contains(&self.workers[worker].id))
+        })
+    }
+
+    /// The worker where an attempt of several slots may wait until other jobs have left it those.
+    fn turn(&self, job: Key<Job>) -> Option<Key<Worker>> {
+        let state = &self.jobs[job];
+        if state.policy.slots_per_item.get() == 1 || !state.suspects.is_empty() {
+            return None;
+        }
+        state.pool.below(LEVELS).find(|&worker| self.takes_turn(&self.workers[worker], job))
     }
 
     pub(crate) fn pick_below(&self, chunk: Key<Chunk>, level: u32) -> Option<Key<Worker>> {
@@ -269,6 +287,7 @@ impl Scheduler {
     ) -> Option<Key<Worker>> {
         let job = self.chunks[head].job;
         let alone = self.is_on_last_try(head);
+        let slots = self.jobs[job].policy.slots_per_item.get();
         let (worker, victim) = match self.chunks[head].reserved() {
             Some(worker) => (worker, None),
             None => self.farthest_ahead(head).map(|(worker, id)| (worker, Some(id)))?,
@@ -287,7 +306,7 @@ impl Scheduler {
         }
         for id in rest {
             let own = self.attempt(id).job == job;
-            if own && !self.has_room(worker, alone) {
+            if own && !self.has_room(worker, slots, alone) {
                 self.cancel_and_requeue(now, id, actions);
             }
         }
@@ -296,12 +315,15 @@ impl Scheduler {
         if (alone || haunted) && self.chunks[head].reserved().is_none() {
             self.reserve(worker, head);
         }
-        (self.has_room(worker, alone) && !haunted).then_some(worker)
+        (self.has_room(worker, slots, alone) && !haunted).then_some(worker)
     }
 
-    fn has_room(&self, worker: Key<Worker>, alone: bool) -> bool {
+    fn has_room(&self, worker: Key<Worker>, slots: u32, alone: bool) -> bool {
         let there = &self.workers[worker];
-        there.attempts < if alone { there.slots.min(1) } else { there.slots }
+        match alone {
+            true => there.attempts == 0 && there.slots > 0,
+            false => there.fits(there.taken, slots),
+        }
     }
 
     /// The job's attempt that is farthest ahead and could make room for the head.

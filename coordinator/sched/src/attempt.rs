@@ -66,6 +66,7 @@ impl Scheduler {
         there.first.get_or_insert(id);
         there.first_waiting.get_or_insert(id);
         there.attempts += 1;
+        there.taken += self.jobs[job].policy.slots_per_item.get();
         there.add_of_job(job);
         let job_state = &mut self.jobs[job];
         job_state.in_flight += 1;
@@ -97,10 +98,13 @@ impl Scheduler {
         there.attempts -= 1;
         there.remove_of_job(attempt.job);
         let job = &mut self.jobs[attempt.job];
+        let slots = job.policy.slots_per_item.get();
+        there.taken -= slots;
         job.in_flight -= 1;
         job.asked_back -= u32::from(attempt.asked_back);
         if let Stage::Running { since } = attempt.stage {
             there.running -= 1;
+            there.occupied -= slots;
             job.runners.remove(&(since, id));
         }
         self.leave_quiet(attempt.worker, attempt.chunk);
@@ -113,10 +117,12 @@ impl Scheduler {
     /// Lets what waits on the worker count as running, as far as it has slots.
     pub(crate) fn start_waiting(&mut self, now: Time, worker: Key<Worker>) {
         loop {
+            let Some(id) = self.workers[worker].first_waiting else { return };
+            let slots = self.slots_of(id);
             let there = &mut self.workers[worker];
-            let Some(id) = there.first_waiting.filter(|_| there.running < there.slots) else {
+            if !there.fits(there.occupied, slots) {
                 return;
-            };
+            }
             let attempt = self.attempts.get_mut(id).expect("a worker's list holds living attempts");
             let since = match attempt.stage {
                 Stage::Overtook { since } => since,
@@ -125,6 +131,7 @@ impl Scheduler {
             attempt.stage = Stage::Running { since };
             there.first_waiting = attempt.next;
             there.running += 1;
+            there.occupied += slots;
             let job = &mut self.jobs[attempt.job];
             if job.policy.speculate {
                 job.runners.insert((since, id));
@@ -136,6 +143,11 @@ impl Scheduler {
     pub(crate) fn attempts_on(&self, worker: Key<Worker>) -> Vec<AttemptId> {
         let next = |&id: &AttemptId| self.attempt(id).next;
         std::iter::successors(self.workers[worker].first, next).collect()
+    }
+
+    /// The slots that the attempt takes while it runs.
+    pub(crate) fn slots_of(&self, id: AttemptId) -> u32 {
+        self.jobs[self.attempt(id).job].policy.slots_per_item.get()
     }
 
     pub(crate) fn attempt(&self, id: AttemptId) -> &Attempt {

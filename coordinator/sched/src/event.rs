@@ -4,6 +4,7 @@
 //! in order. Payload is never here: only ids, counts, lengths and times.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use widemap_common::failure::FailureKind;
@@ -172,6 +173,8 @@ pub struct JobPolicy {
     pub priority: i32,
     /// Whether stragglers get a second, speculative attempt.
     pub speculate: bool,
+    /// The slots that each attempt takes while it runs.
+    pub slots_per_item: NonZeroU32,
 }
 
 /// What is known of the input that is not cut yet.
@@ -190,7 +193,7 @@ pub struct InputLevel {
 pub struct WorkerTraits {
     /// For a person.
     pub name: String,
-    /// Attempts that may run there at a time.
+    /// Attempts of one slot each that may run there at a time.
     pub slots: u32,
     /// Attempts that may wait there beyond those.
     pub queue: u32,

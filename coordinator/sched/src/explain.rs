@@ -170,7 +170,7 @@ impl Scheduler {
             return "it may kill what runs it, and each worker runs one such at a time".into();
         }
         if entry.failed_on().is_empty() {
-            return "every slot is taken".into();
+            return slots_taken(job);
         }
         "it failed already, and waits for a worker where it has not".into()
     }
@@ -181,17 +181,30 @@ impl Scheduler {
             return "its workers take no work for now".into();
         }
         if job.ready > 0 && job.pool.usable() > 0 {
-            return "every slot is taken".into();
+            return slots_taken(job);
         }
         match (job.asked, job.ready, job.refused) {
             (0, 0, 0) if self.worker_keys.is_empty() => "there is no worker".into(),
-            (0, 0, 0) => format!("no worker has its labels and allows {}", job.policy.runtime),
+            (0, 0, 0) => match job.policy.slots_per_item.get() {
+                1 => format!("no worker has its labels and allows {}", job.policy.runtime),
+                slots => format!(
+                    "no worker has {slots} slots and its labels, and allows {}",
+                    job.policy.runtime
+                ),
+            },
             (0, 0, refused) => format!("all workers ({refused}) refused it"),
             (_, 0, _) => "no worker has said yet that it can run it".into(),
             (_, ready, _) => {
                 format!("all workers for it ({ready}) are cut off, draining or excluded")
             }
         }
+    }
+}
+
+fn slots_taken(job: &Job) -> String {
+    match job.policy.slots_per_item.get() {
+        1 => "every slot is taken".into(),
+        slots => format!("no worker has {slots} slots free"),
     }
 }
 

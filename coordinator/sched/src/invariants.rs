@@ -48,8 +48,12 @@ impl Scheduler {
         let running = stages.iter().filter(|&&running| running).count();
         assert_eq!(running, worker.running as usize, "{id} counts what runs");
         assert_eq!(list.get(running).copied(), worker.first_waiting, "{id} knows what is next");
-        let idle = worker.running < worker.slots && worker.waiting() > 0;
-        assert!(!idle, "{id} has no idle slot while attempts wait there");
+        let slots = list.iter().map(|&id| self.slots_of(id));
+        assert_eq!(slots.clone().sum::<u32>(), worker.taken, "{id} counts the slots it takes");
+        let occupied: u32 = slots.take(running).sum();
+        assert_eq!(occupied, worker.occupied, "{id} counts the slots that run");
+        let starts = |id| worker.fits(occupied, self.slots_of(id));
+        assert!(!worker.first_waiting.is_some_and(starts), "{id} lets nothing wait that fits");
         let suspects = list.iter().filter(|&&id| self.chunks[self.attempt(id).chunk].is_suspect());
         assert!(suspects.count() <= 1, "{id} runs one suspect at a time");
         for &attempt in &list {
@@ -121,12 +125,14 @@ impl Scheduler {
 
     fn check_pool(&self, key: Key<Job>, job: &Job) {
         let (mut idle, mut usable) = (0, 0);
+        let slots = job.policy.slots_per_item.get();
         for (_, there) in self.workers.iter() {
             let ready = there.standing(key) == Some(Standing::Ready);
             if ready && there.is_usable() && there.slots > 0 {
                 usable += 1;
-                let free = there.slots.saturating_sub(there.attempts);
-                idle += u64::from(if there.quiet.is_some() { 0 } else { free });
+                let fitting = |&more: &u32| there.fits(there.taken + more * slots, slots);
+                let free = (0..).take_while(fitting).count() as u64;
+                idle += if there.quiet.is_some() { 0 } else { free };
             }
         }
         assert_eq!(job.pool.usable(), usable, "{} knows its workers", job.id);

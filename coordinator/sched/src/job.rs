@@ -204,7 +204,8 @@ impl Scheduler {
         let wants = self.wants_worker(key);
         let job = &self.jobs[key];
         let rank = wants.then(|| {
-            let share = (u64::from(job.in_flight) << 16) / u64::from(job.policy.weight.max(1));
+            let slots = u64::from(job.in_flight) * u64::from(job.policy.slots_per_item.get());
+            let share = (slots << 16) / u64::from(job.policy.weight.max(1));
             let rank = Rank { priority: Reverse(job.policy.priority), share, job: key };
             (rank, job.sizing.is_short())
         });

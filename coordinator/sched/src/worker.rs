@@ -1,6 +1,7 @@
 //! A worker as the scheduler sees it: what it can run, what it has, and whether it is trusted.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use widemap_common::ids::{AttemptId, WorkerId};
 use widemap_common::limits::{QUEUE_MAX, SLOTS_MAX};
@@ -9,7 +10,7 @@ use widemap_common::time::Time;
 use crate::chunk::Chunk;
 use crate::event::{Action, WorkerTraits};
 use crate::job::Job;
-use crate::pool::{LEVELS, Place, level};
+use crate::pool::{LEVEL_BUSY, LEVELS, Place, level};
 use crate::scheduler::Scheduler;
 use crate::slab::Key;
 
@@ -55,7 +56,7 @@ pub(crate) struct Worker {
     pub(crate) trust: Trust,
     /// How often it was excluded since it last succeeded.
     pub(crate) exclusions: u32,
-    /// Attempts that may run there, and wait beyond those.
+    /// Attempts of one slot each that may run there, and wait beyond those.
     pub(crate) slots: u32,
     pub(crate) queue: u32,
     pub(crate) round_trip_us: u64,
@@ -65,6 +66,9 @@ pub(crate) struct Worker {
     pub(crate) first_waiting: Option<AttemptId>,
     pub(crate) attempts: u32,
     pub(crate) running: u32,
+    /// The slots that all its attempts take together, and those of them that run.
+    pub(crate) taken: u32,
+    pub(crate) occupied: u32,
     /// How many of its attempts are of which job.
     pub(crate) of_jobs: Vec<(Key<Job>, u32)>,
     /// The jobs that it was told of.
@@ -92,6 +96,8 @@ impl Worker {
             first_waiting: None,
             attempts: 0,
             running: 0,
+            taken: 0,
+            occupied: 0,
             of_jobs: Vec::new(),
             jobs: Vec::new(),
             suspect: None,
@@ -103,7 +109,14 @@ impl Worker {
 
     pub(crate) fn matches(&self, job: &Job) -> bool {
         let has = |(key, value)| self.traits.labels.get(key) == Some(value);
-        self.traits.runtimes.contains(&job.policy.runtime) && job.policy.require.iter().all(has)
+        job.policy.slots_per_item.get() <= self.traits.slots.max(1)
+            && self.traits.runtimes.contains(&job.policy.runtime)
+            && job.policy.require.iter().all(has)
+    }
+
+    /// Attempts that it takes beyond those that it has.
+    fn credit_left(&self) -> u32 {
+        self.slots.saturating_add(self.queue).saturating_sub(self.attempts)
     }
 
     pub(crate) fn is_cut(&self) -> bool {
@@ -138,6 +151,18 @@ impl Worker {
         if self.of_jobs[index].1 == 0 {
             self.of_jobs.swap_remove(index);
         }
+    }
+
+    /// Whether one more attempt of so many slots runs beside those that take `taken`. One that needs
+    /// more than the worker lends runs there alone.
+    pub(crate) fn fits(&self, taken: u32, slots: u32) -> bool {
+        self.slots > 0 && (taken == 0 || taken.saturating_add(slots) <= self.slots)
+    }
+
+    /// How many more attempts of so many slots would run at once.
+    fn idle(&self, slots: NonZeroU32) -> u32 {
+        let idle = self.slots.saturating_sub(self.taken) / slots;
+        idle.max(u32::from(self.fits(self.taken, slots.get())))
     }
 
     /// Attempts that wait for a slot.
@@ -197,18 +222,22 @@ impl Scheduler {
         let there = &self.workers[worker];
         // A worker that lends no slot now is nobody to wait for.
         let usable = there.is_usable() && there.slots > 0;
-        let load = level(there.attempts, there.slots);
-        let free = there.slots.saturating_sub(there.attempts);
+        let load = level(there.taken, there.slots);
         for &(job, standing) in &there.jobs {
             if standing != Standing::Ready {
                 continue;
             }
+            let slots = self.jobs[job].policy.slots_per_item;
             let place = usable.then(|| {
+                let idle = there.idle(slots);
+                let level = if idle > 0 { load } else { load.max(LEVEL_BUSY) };
                 let (idle, room) = match there.quiet {
                     Some(_) => (0, 0),
-                    None => (free, free + self.prefetch_room(there, job)),
+                    None => {
+                        (idle, (idle + self.prefetch_room(there, job)).min(there.credit_left()))
+                    }
                 };
-                Place { level: load, slots: there.slots, idle, room }
+                Place { level, slots: (there.slots / slots).max(1), idle, room }
             });
             self.jobs[job].pool.set(worker, place);
             let waiting = there.waiting();
@@ -230,14 +259,29 @@ impl Scheduler {
     /// How many attempts of the job may still wait on the worker.
     fn prefetch_room(&self, there: &Worker, job: Key<Job>) -> u32 {
         let state = &self.jobs[job];
-        let others_short =
-            |&(other, _): &(Key<Job>, u32)| other == job || self.jobs[other].sizing.is_short();
-        if there.suspect.is_some() || !there.of_jobs.iter().all(others_short) {
+        if there.suspect.is_some() {
             return 0;
         }
+        let takes_turn = u32::from(self.takes_turn(there, job));
+        let others_short =
+            |&(other, _): &(Key<Job>, u32)| other == job || self.jobs[other].sizing.is_short();
+        if !there.of_jobs.iter().all(others_short) {
+            return takes_turn;
+        }
         let depth = state.sizing.depth(there.round_trip_us);
-        let waiting = there.attempts.saturating_sub(there.slots);
-        depth.saturating_mul(there.slots).min(there.queue).saturating_sub(waiting)
+        let waiting = there.taken.saturating_sub(there.slots);
+        let ahead = depth.saturating_mul(there.slots).saturating_sub(waiting);
+        (ahead / state.policy.slots_per_item).max(takes_turn)
+    }
+
+    /// Whether an attempt that takes several slots may wait for them on a worker that is busy with
+    /// other jobs: those would take one slot after the other for ever.
+    pub(crate) fn takes_turn(&self, there: &Worker, job: Key<Job>) -> bool {
+        let slots = self.jobs[job].policy.slots_per_item;
+        slots.get() > 1
+            && there.idle(slots) == 0
+            && there.suspect.is_none()
+            && !there.of_jobs.iter().any(|&(other, _)| other == job)
     }
 }
 

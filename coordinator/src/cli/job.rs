@@ -229,6 +229,7 @@ fn spec(
         timeout: args.timeout,
         max_output,
         limits: Limits { memory: args.memory, cpu_seconds: args.cpu_seconds, nice: args.nice },
+        slots_per_item: args.slots_per_item,
         per_item: args.format == Format::Json,
     };
     Ok((spec, module))

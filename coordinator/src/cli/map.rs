@@ -127,6 +127,7 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
     needs_no_coordinator(&args.job)?;
     whereabouts.warn();
     let local = local_slots(&whereabouts, settings.jobs);
+    enough_slots(submission.spec.slots_per_item.get(), &whereabouts, settings.jobs)?;
     let spawner = match local {
         Some(slots) => Some(Spawner::start(slots)?),
         None => None,
@@ -140,7 +141,7 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         submission: submission.clone(),
     });
     let plan = Plan {
-        policy: driver::job_policy(submission.spec.function.runtime(), submission.policy.clone()),
+        policy: driver::job_policy(&submission.spec, submission.policy.clone()),
         blocks: driver::block_rule(submission.blocks),
         spec: submission.spec,
         source,
@@ -271,6 +272,23 @@ fn distinct(args: &MapArgs) -> Result<(), MapError> {
 /// Whether a file of `--output` is standard output by another name.
 pub(super) fn is_stdout(path: &Path) -> bool {
     ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
+}
+
+/// Finds out before anything runs that no worker will ever lend an item the slots that it takes.
+fn enough_slots(wanted: u32, whereabouts: &Whereabouts, jobs: Option<u32>) -> Result<(), MapError> {
+    let here = local_slots(whereabouts, jobs).filter(|_| whereabouts.is_here_only());
+    let more = whereabouts.local().map_or("-j", |_| "--local");
+    let problem = match (jobs, here) {
+        (Some(jobs), _) if jobs < wanted => {
+            format!("{wanted} slots are more than the {jobs} of -j, and nothing would run")
+        }
+        (_, Some(here)) if here < wanted => format!(
+            "{wanted} slots are more than the {here} of this machine, and nothing would run: \
+             {more} {wanted} lends more"
+        ),
+        _ => return Ok(()),
+    };
+    Err(MapError::Flag { flag: "--slots-per-item", problem })
 }
 
 /// The slots of this machine: all of its cores if nobody else is asked.

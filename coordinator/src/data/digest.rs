@@ -71,6 +71,7 @@ mod tests {
             timeout: None,
             max_output: 1,
             limits: widemap_common::spec::Limits::default(),
+            slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
         };
         let with_file = |content: u8| {

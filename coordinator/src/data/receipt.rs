@@ -108,6 +108,7 @@ mod tests {
             timeout: None,
             max_output: 1,
             limits: widemap_common::spec::Limits::default(),
+            slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
         };
         let items = ItemCounts { read: 3, ok: 2, failed: 1, not_run: 0 };

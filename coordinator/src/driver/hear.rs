@@ -141,7 +141,8 @@ impl Core {
     pub(super) fn meet(&mut self, worker: WorkerId, job: JobId) {
         let Some(entry) = self.fleet.worker(worker) else { return };
         let Some(job) = self.jobs.get_mut(&job) else { return };
-        if let Some(reason) = job.meet(worker, &entry.hello)
+        let slots = self.fleet.slots(entry.hello.slots);
+        if let Some(reason) = job.meet(worker, &entry.hello, slots)
             && self.fleet.places().count() > 1
         {
             self.notices.say(&format!("worker {} is set aside: {reason}", entry.hello.name));

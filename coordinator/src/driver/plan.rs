@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use widemap_common::spec::{JobSpec, Runtime};
+use widemap_common::spec::JobSpec;
 use widemap_common::time::Timers;
 use widemap_proto::jobs::{Blocks, Policy, Submission};
 use widemap_sched::event::JobPolicy;
@@ -113,9 +113,10 @@ pub(crate) enum Ending {
 }
 
 /// How a job is to be run, for the scheduler.
-pub(crate) fn job_policy(runtime: Runtime, policy: Policy) -> JobPolicy {
+pub(crate) fn job_policy(spec: &JobSpec, policy: Policy) -> JobPolicy {
     JobPolicy {
-        runtime,
+        runtime: spec.function.runtime(),
+        slots_per_item: spec.slots_per_item,
         require: policy.require,
         retries: policy.retries,
         crash_limit: policy.crash_limit,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use widemap_common::artifact::JobFiles;
 use widemap_common::framing::Framing;
 use widemap_common::ids::JobId;
-use widemap_common::limits::{NICE_MAX, PYTHON_SOURCE_BYTES_MAX, WASM_MODULE_BYTES_MAX};
+use widemap_common::limits::{NICE_MAX, PYTHON_SOURCE_BYTES_MAX, SLOTS_MAX, WASM_MODULE_BYTES_MAX};
 use widemap_common::spec::{Directory, Function, JobSpec, Limits, Python, Wasm};
 use widemap_common::template::Template;
 
@@ -66,6 +66,10 @@ pub(super) fn job_to_wire(job: JobId, spec: JobSpec) -> wire::OpenJob {
             cpu_seconds: spec.limits.cpu_seconds.map_or(0, NonZeroU32::get),
             nice: spec.limits.nice.into(),
         }),
+        slots_per_item: match spec.slots_per_item.get() {
+            1 => 0,
+            slots => slots,
+        },
     }
 }
 
@@ -110,6 +114,9 @@ pub(super) fn job_from_wire(open: wire::OpenJob) -> Result<JobSpec> {
         timeout: (open.timeout_us > 0).then(|| Duration::from_micros(open.timeout_us)),
         max_output: open.max_output,
         limits: open.limits.map(limits_from_wire).transpose()?.unwrap_or_default(),
+        slots_per_item: NonZeroU32::new(open.slots_per_item.max(1))
+            .filter(|slots| slots.get() <= SLOTS_MAX)
+            .ok_or(WireError::Field("OpenJob.slots_per_item"))?,
         per_item: open.per_item,
     })
 }

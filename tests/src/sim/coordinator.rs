@@ -293,9 +293,11 @@ impl Coordinator {
             kept.push(held.attempt);
         }
         self.drop_attempts(worker, &kept);
+        let slots = self.fleet.member(worker).hello.slots;
         for index in 0..self.jobs.len() {
             let job = &self.jobs[index];
-            if job.opened && !job.ended && !self.answered.contains(&(worker, job.id)) {
+            let fits = job.policy.slots_per_item.get() <= slots;
+            if fits && job.opened && !job.ended && !self.answered.contains(&(worker, job.id)) {
                 self.tell_of_job(worker, job.id);
             }
         }

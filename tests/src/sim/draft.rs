@@ -118,6 +118,7 @@ impl<'a> Draft<'a> {
             weight: options.weight,
             priority: options.priority,
             speculate: options.speculate,
+            slots_per_item: options.slots_per_item,
         };
         let bounds = Bounds {
             reorder_bytes: options.reorder_bytes,

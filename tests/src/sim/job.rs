@@ -90,7 +90,7 @@ impl Job {
         let starts = std::iter::once(0).chain(ends.map(|(at, _)| at + 1)).collect();
         Self {
             id,
-            spec: spec(policy.runtime),
+            spec: spec(&policy),
             policy,
             arriving_items: bounds.arrived_items.max(1),
             input_us: bounds.input_us,
@@ -346,8 +346,8 @@ impl Job {
     }
 }
 
-fn spec(runtime: Runtime) -> JobSpec {
-    let function = match runtime {
+fn spec(policy: &JobPolicy) -> JobSpec {
+    let function = match policy.runtime {
         Runtime::Exec => Function::Exec { argv: Vec::new() },
         Runtime::Filter => Function::Filter { argv: Vec::new() },
         Runtime::Pipe | Runtime::Wasm => Function::Pipe { argv: Vec::new() },
@@ -362,6 +362,7 @@ fn spec(runtime: Runtime) -> JobSpec {
         timeout: None,
         max_output: widemap_common::limits::MAX_OUTPUT_BYTES,
         limits: widemap_common::spec::Limits::default(),
+        slots_per_item: policy.slots_per_item,
         per_item: false,
     }
 }

@@ -1,6 +1,7 @@
 //! What a seed expands into: every choice of a run by name, printed when it fails.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -89,6 +90,7 @@ pub(super) struct JobOptions {
     pub(super) retries: u32,
     pub(super) crash_limit: u32,
     pub(super) speculate: bool,
+    pub(super) slots_per_item: NonZeroU32,
     pub(super) weight: u32,
     pub(super) priority: i32,
     pub(super) reorder_bytes: u64,
@@ -221,6 +223,9 @@ impl Options {
             if number > 0 {
                 job.opens_percent = rng.u64(0..100);
             }
+            // No more than the largest worker has.
+            let wide = |rng: &mut Rng| rng.u32(1..=self.slots_max);
+            job.slots_per_item = NonZeroU32::new(sometimes(rng, 25, 1, wide)).expect("from 1 on");
             self.jobs.push(job);
         }
         self.merge = MergeBounds {
@@ -274,6 +279,7 @@ impl JobOptions {
             retries: 1,
             crash_limit: 3,
             speculate: false,
+            slots_per_item: NonZeroU32::MIN,
             weight: 1,
             priority: 0,
             reorder_bytes: 1 << 20,
@@ -301,6 +307,7 @@ impl JobOptions {
             retries: rng.u32(0..4),
             crash_limit: rng.u32(0..4),
             speculate: rng.u32(0..100) < 30,
+            slots_per_item: NonZeroU32::MIN,
             weight: rng.u32(1..5),
             priority: rng.i32(0..3),
             reorder_bytes: sometimes(rng, 40, 1 << 20, |rng| rng.u64(1..3_000)),

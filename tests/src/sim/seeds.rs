@@ -76,6 +76,8 @@ fn populate(world: &mut World) {
     let options = world.options.clone();
     for number in 0..options.workers {
         let slots = world.rng.u32(1..=options.slots_max);
+        // One at least is large enough for every job.
+        let slots = if number == 0 { options.slots_max } else { slots };
         let host = world.add_host(format!("w{number}"), slots);
         let mut percent = |chance: u32| world.rng.u32(0..100) < chance;
         let (slow, lies) = (percent(options.slow_percent), percent(options.liars_percent));

@@ -5,6 +5,8 @@
 //! leaves nothing running; a worker's slots are as many as its credit; what would have ended while its
 //! process was stopped ends as soon as that goes on.
 
+mod slots;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
@@ -22,9 +24,6 @@ use super::network::StreamId;
 use super::oracle::Run;
 use super::outgoing::{Outgoing, OutputBounds};
 use super::reports::{Reports, Sending};
-
-/// Slots that a host has at the most.
-const SLOTS_MAX: usize = 16;
 
 /// One life of a worker.
 #[derive(Debug)]
@@ -47,6 +46,8 @@ pub(super) struct Session {
     pub(super) heard: Time,
     pub(super) lease_is_due: bool,
     jobs: BTreeSet<JobId>,
+    /// The slots that an attempt of each job takes: of closed ones, too, whose attempts may still end.
+    slots_per_item: BTreeMap<JobId, u32>,
     attempts: BTreeMap<AttemptId, Held>,
     /// What waits for a slot, in the order in which it came.
     lane: VecDeque<AttemptId>,
@@ -83,6 +84,7 @@ impl Session {
             heard: Time::ZERO,
             lease_is_due: false,
             jobs: BTreeSet::new(),
+            slots_per_item: BTreeMap::new(),
             attempts: BTreeMap::new(),
             lane: VecDeque::new(),
             running: BTreeSet::new(),
@@ -136,7 +138,10 @@ impl Session {
             Order::Input(part) => return self.take_input(&part),
             Order::Accepted(attempts) => attempts.into_iter().for_each(|id| self.cancel(id)),
             Order::OutputGrant(grant) => self.set_grant(grant),
-            Order::OpenJob(job, _) => self.open_job(job),
+            Order::OpenJob(job, spec) => {
+                self.slots_per_item.insert(job, spec.slots_per_item.get());
+                self.open_job(job);
+            }
             Order::CloseJob(job) => self.close_job(job),
             Order::Revoke(attempt) => {
                 let back = self.take_back(attempt);
@@ -276,36 +281,6 @@ impl Session {
         self.lane.retain(|&waiting| waiting != id);
         self.running.remove(&id);
         self.reports.forget(held.key(id));
-    }
-
-    /// Lets what waits start, as far as there are slots: the head before all others, and nothing else
-    /// while much output is kept. Gives what runs and has all of its input since now.
-    pub(super) fn start(&mut self, now: Time) -> Vec<(AttemptId, JobId, ItemRange)> {
-        self.paused = self.kept_bytes() > self.output.session_bytes;
-        while self.running.len() + self.ending.len() < self.credit.slots as usize
-            && let Some(id) = self.next_to_start()
-        {
-            self.lane.retain(|&waiting| waiting != id);
-            let held = self.attempts.get_mut(&id).expect("what waits is held");
-            held.stage = Stage::Running { since: now, run: None };
-            self.running.insert(id);
-        }
-        let waits = |id: &&AttemptId| {
-            let held = &self.attempts[*id];
-            let new = matches!(held.stage, Stage::Running { run: None, .. });
-            new && held.received_bytes == held.input_bytes
-        };
-        let started = self.running.iter().filter(waits);
-        started.map(|&id| (id, self.attempts[&id].job, self.attempts[&id].range)).collect()
-    }
-
-    fn next_to_start(&self) -> Option<AttemptId> {
-        let urgent = self.reports.grant.urgent.map(|(attempt, _)| attempt);
-        match urgent.filter(|urgent| self.lane.contains(urgent)) {
-            Some(urgent) => Some(urgent),
-            None if self.paused => None,
-            None => self.lane.front().copied(),
-        }
     }
 
     /// Output that is kept of all attempts.
@@ -453,21 +428,6 @@ impl Session {
         if !running.is_empty() {
             self.reports.push(Report::Heartbeat(running));
         }
-    }
-
-    /// Asserts that what is held is within its bounds, but for what one more thing may add.
-    pub(super) fn check_bounds(&self, output: OutputBounds) {
-        let longest = |held: &Held| match &held.stage {
-            Stage::Running { run: Some(running), .. } => running.run.output.len() as u64,
-            _ => 0,
-        };
-        for (id, held) in &self.attempts {
-            let unsent = held.outgoing.unsent_bytes();
-            let most = output.attempt_bytes + longest(held);
-            let runs = matches!(held.stage, Stage::Running { .. });
-            assert!(!runs || unsent <= most, "{id} has printed {unsent} bytes ahead");
-        }
-        assert!(self.running.len() + self.ending.len() <= SLOTS_MAX, "a slot runs one attempt");
     }
 
     pub(super) fn has_running(&self) -> bool {

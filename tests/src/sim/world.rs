@@ -166,8 +166,10 @@ impl World {
             self.coordinator.scheduler.check_invariants();
             self.coordinator.jobs.iter().for_each(super::job::Job::check_bounds);
             let output = self.options.output_bounds;
-            for session in self.hosts.iter().filter_map(Host::session) {
-                session.check_bounds(output);
+            for host in &self.hosts {
+                if let Some(session) = host.session() {
+                    session.check_bounds(output, host.slots);
+                }
             }
         }
     }

@@ -133,6 +133,7 @@ fn orders() -> Vec<Order> {
         timeout: Some(Duration::from_secs(1)),
         max_output: 1 << 20,
         limits: widemap_common::spec::Limits::default(),
+        slots_per_item: std::num::NonZeroU32::MIN,
         per_item: true,
     };
     vec![

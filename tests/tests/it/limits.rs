@@ -105,6 +105,63 @@ fn limits_hold_for_each_item_of_an_interpreter_that_goes_on() {
 }
 
 #[test]
+fn an_item_has_the_slots_that_it_asks_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path().display();
+    // Two at a time is what four slots are enough for: each waits until it has seen that, and none
+    // ever sees three.
+    let item = format!(
+        "touch {at}/runs.$1
+         until [ -e {at}/two ]; do
+             [ $(ls {at} | grep -c runs) -ge 2 ] && touch {at}/two
+             sleep 0.01
+         done
+         [ $(ls {at} | grep -c runs) -le 2 ] || touch {at}/three
+         sleep 0.05
+         rm {at}/runs.$1
+         echo $1 ${{OMP_NUM_THREADS:-unset}}"
+    );
+    let ann = WorkerProcess::start("ann", 4);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let threads = (2 * (cores / 4).max(1)).to_string();
+    let here = std::env::var("OMP_NUM_THREADS").unwrap_or_else(|_| "unset".to_owned());
+    let items: String = (1..=12).map(|item| format!("{item}\n")).collect();
+    for (place, threads) in [(vec!["-j", "4"], here), (places(&[&ann]), threads)] {
+        let options = ["--slots-per-item", "2", "--", "sh", "-c", &item, "sh"];
+        let words = [&["map"], &place[..], &options].concat();
+        let done = run(widemap(&words), items.as_bytes()).exits(0);
+        let expected: String = (1..=12).map(|item| format!("{item} {threads}\n")).collect();
+        assert_eq!(done.text(), expected);
+        assert!(!directory.path().join("three").exists(), "three ran at a time");
+        std::fs::remove_file(directory.path().join("two")).unwrap();
+    }
+}
+
+#[test]
+fn an_item_that_no_worker_has_slots_for_does_not_wait_in_silence() {
+    for (place, advice) in
+        [(&["-j", "2"][..], "more than the 2 of -j"), (&["--local", "2"], "--local 3 lends more")]
+    {
+        let words = [&["map"], place, &["--slots-per-item", "3", "--", "true"]].concat();
+        let done = run(widemap(&words), b"1\n").exits(2);
+        assert!(done.stderr.contains(advice), "{}", done.stderr);
+    }
+    let done = run(widemap(&["map", "--slots-per-item", "0", "--", "true"]), b"1\n").exits(2);
+    assert!(done.stderr.contains("a number from 1 to"), "{}", done.stderr);
+    let (ann, ben) = (WorkerProcess::start("ann", 2), WorkerProcess::start("ben", 3));
+    let two = places(&[&ann, &ben]);
+    let options = ["--slots-per-item", "3", "--format", "json", "--builtin", "identity"];
+    let done = run(widemap(&[&["map"], &two[..], &options].concat()), b"1\n2\n3\n").exits(0);
+    assert!(results(&done).iter().all(|line| line["worker"] == "ben"), "{}", done.text());
+    let why =
+        "ann is set aside: each item takes 3 slots (--slots-per-item), and it lends no more than 2";
+    assert!(done.stderr.contains(why), "{}", done.stderr);
+    let words = [&["map", "--wait-workers", "1s"], &places(&[&ann])[..], &options].concat();
+    let done = run(widemap(&words), b"1\n").exits(3);
+    assert!(done.stderr.contains("each item takes 3 slots"), "{}", done.stderr);
+}
+
+#[test]
 fn limits_that_nothing_keeps_are_refused() {
     for words in [
         &["--builtin", "square", "--memory", "1G"][..],

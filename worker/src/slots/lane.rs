@@ -30,6 +30,8 @@ pub(super) struct LaneState {
     /// Tasks in the queue that have not been taken back.
     pub(super) queued: usize,
     pub(super) running: usize,
+    /// The slots that those take.
+    pub(super) taken: u32,
     /// The slots that the session may count on.
     pub(super) share: u32,
     /// Nothing but the urgent task may start.
@@ -51,6 +53,7 @@ impl Lane {
             front: 0,
             queued: 0,
             running: 0,
+            taken: 0,
             share: 1,
             paused: false,
             lease_end: None,
@@ -98,12 +101,25 @@ impl Lane {
 
     /// Takes a task back, unless it has started.
     pub(crate) fn take_back(&self, ticket: Ticket) -> Option<Task> {
-        self.with(|lane| lane.remove(ticket))
+        let mut state = self.slots.shared.lock();
+        let task = state.lane(self.id)?.remove(ticket)?;
+        // What waited behind one that takes several slots may have room.
+        if task.slots() > 1 {
+            self.slots.start_threads(&mut state);
+            self.slots.shared.work.notify_all();
+        }
+        Some(task)
     }
 
     /// Moves what the slots told into `events`, which is empty.
     pub(crate) fn collect(&self, events: &mut Vec<SlotEvent>) {
-        self.with(|lane| std::mem::swap(&mut lane.events, events));
+        let mut state = self.slots.shared.lock();
+        let lane = state.lane(self.id).expect("an open lane has a state");
+        std::mem::swap(&mut lane.events, events);
+        // Where a task of several slots has ended there may be room for more threads than one.
+        if lane.queued > 0 {
+            self.slots.start_threads(&mut state);
+        }
     }
 
     /// Cancels an attempt if it runs.
@@ -149,11 +165,12 @@ impl Lane {
 
     /// The task that starts before any other.
     pub(crate) fn set_urgent(&self, ticket: Option<Ticket>) {
-        let paused = self.with(|lane| {
+        // A task that takes several slots may hold up others while slots are idle.
+        let wakes = self.with(|lane| {
             lane.urgent = ticket;
-            lane.paused
+            lane.paused || lane.next_slots().is_some()
         });
-        if paused {
+        if wakes {
             self.slots.shared.work.notify_all();
         }
     }
@@ -222,6 +239,21 @@ impl LaneState {
     pub(super) fn has_next(&self) -> bool {
         let waits = if self.paused { self.urgent_waits() } else { self.queued > 0 };
         waits && self.lease_end.is_none_or(|end| Instant::now() < end)
+    }
+
+    /// The slots that the task takes which starts next.
+    pub(super) fn next_slots(&self) -> Option<u32> {
+        let task = match self.urgent.and_then(|ticket| self.position(ticket)) {
+            Some(at) if self.urgent_waits() => self.queue.get(at)?.as_ref(),
+            _ if self.paused => None,
+            _ => self.queue.iter().flatten().next(),
+        };
+        task.map(Task::slots)
+    }
+
+    /// The slots that each of the tasks takes that wait, in order.
+    pub(super) fn queued_slots(&self) -> impl Iterator<Item = u32> {
+        self.queue.iter().flatten().map(Task::slots)
     }
 
     /// Takes the task that starts next.

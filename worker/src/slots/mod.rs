@@ -1,5 +1,6 @@
 //! The slots: a thread each, started when first needed. Each session has a lane of tasks; a free
-//! slot takes the next task of the lane that has the fewest running for its share.
+//! slot takes the next task of the lane that has the fewest running for its share. A task that takes
+//! several slots has one thread, waits until so many are free, and lets nothing overtake it.
 //!
 //! All that a slot and a session exchange for an attempt goes under one short lock, and the session
 //! is woken only when nothing of its lane waited to be collected.
@@ -59,6 +60,11 @@ impl Task {
         AttemptId(u64::MAX - u64::from(job.0))
     }
 
+    /// The slots that it takes. A probe takes one.
+    fn slots(&self) -> u32 {
+        if self.is_probe() { 1 } else { self.job.slots }
+    }
+
     /// Whether it is one.
     pub(crate) fn is_probe(&self) -> bool {
         self.attempt == Self::probe_id(self.job.id)
@@ -103,6 +109,7 @@ pub(crate) struct Running {
     pub(crate) attempt: AttemptId,
     pub(crate) started: Instant,
     lane: LaneId,
+    slots: u32,
 }
 
 /// All slots of a worker.
@@ -127,6 +134,8 @@ pub(crate) struct Shared {
 struct State {
     lanes: Vec<Option<LaneState>>,
     running: Vec<Option<Running>>,
+    /// The slots that are taken by what runs: more than there are by one task that needs more.
+    taken: u32,
     /// Slots that wait for work.
     idle: usize,
     /// Slots whose thread has been started.
@@ -151,6 +160,7 @@ impl Slots {
         let state = State {
             lanes: Vec::new(),
             running: controls.iter().map(|_| None).collect(),
+            taken: 0,
             idle: 0,
             started: 0,
             channels,
@@ -183,9 +193,12 @@ impl Slots {
         self.shared.fatal.get().cloned().unwrap_or_default()
     }
 
-    /// Starts a thread for each task that has none to run it.
+    /// Starts a thread for each task that has none to run it, and slots to run in.
     fn start_threads(&self, state: &mut State) {
-        let wanted = state.demand().min(self.shared.controls.len());
+        if state.started == self.shared.controls.len() {
+            return;
+        }
+        let wanted = state.wanted_threads();
         while state.started < wanted {
             let control = self.shared.controls[state.started].clone();
             let channel = state.channels.pop();
@@ -268,7 +281,16 @@ impl Shared {
     /// for it if there is none, unless the slot has to let go of what it keeps for a job.
     fn next(&self, slot: usize, ended: Option<(LaneId, SlotEvent)>, kept: Option<&Job>) -> Next {
         let mut state = self.lock();
-        let notify = ended.and_then(|(lane, event)| state.end(slot, lane, event));
+        let notify = match ended {
+            Some((lane, event)) => {
+                // What took several slots may make room for several others.
+                if state.slots_of(slot) > 1 {
+                    self.work.notify_all();
+                }
+                state.end(slot, lane, event)
+            }
+            None => None,
+        };
         let mut next = state.take(slot, &self.controls[slot]);
         if let Some(meter) = notify {
             drop(state);
@@ -304,16 +326,38 @@ impl State {
         self.lanes.get_mut(lane.0)?.as_mut()
     }
 
-    /// Tasks that run or wait.
-    fn demand(&self) -> usize {
-        self.lanes.iter().flatten().map(|lane| lane.running + lane.queued).sum()
+    /// Threads for what runs and for what could run beside it.
+    fn wanted_threads(&self) -> usize {
+        let running = self.running.iter().flatten().count();
+        let queued = self.lanes.iter().flatten().flat_map(LaneState::queued_slots);
+        let mut taken = self.taken;
+        let starts = queued.take_while(|&slots| {
+            let fits = self.fits(taken, slots);
+            taken = taken.saturating_add(slots);
+            fits
+        });
+        running + starts.count()
+    }
+
+    /// Whether a task of so many slots runs beside those that take `taken`. One that needs more than
+    /// there are runs alone.
+    fn fits(&self, taken: u32, slots: u32) -> bool {
+        taken == 0 || u64::from(taken) + u64::from(slots) <= self.running.len() as u64
+    }
+
+    /// The slots that the task of a thread takes.
+    fn slots_of(&self, slot: usize) -> u32 {
+        self.running[slot].as_ref().map_or(0, |running| running.slots)
     }
 
     /// A slot's task has ended. Returns whom to wake.
     fn end(&mut self, slot: usize, id: LaneId, event: SlotEvent) -> Option<Arc<InputMeter>> {
+        let slots = self.slots_of(slot);
         self.running[slot] = None;
+        self.taken -= slots;
         let lane = self.lane(id)?;
         lane.running -= 1;
+        lane.taken -= slots;
         let notify = lane.push_event(event);
         if lane.closed && lane.running == 0 {
             self.lanes[id.0] = None;
@@ -323,7 +367,7 @@ impl State {
 
     /// The next task of the lane that has the fewest running for its share.
     fn take(&mut self, slot: usize, control: &SlotControl) -> Option<(LaneId, Task)> {
-        let load = |lane: &LaneState| (lane.running as u64 + 1) * 1_000 / u64::from(lane.share);
+        let load = |lane: &LaneState| (u64::from(lane.taken) + 1) * 1_000 / u64::from(lane.share);
         let best = self
             .lanes
             .iter()
@@ -332,11 +376,17 @@ impl State {
             .filter(|(_, lane)| lane.has_next())
             .min_by_key(|(_, lane)| load(lane))?
             .0;
+        let slots = self.lanes[best].as_ref()?.next_slots()?;
+        if !self.fits(self.taken, slots) {
+            return None;
+        }
         let lane = self.lanes[best].as_mut()?;
         let task = lane.next()?;
+        lane.taken += slots;
         control.reset();
-        let started = Instant::now();
-        self.running[slot] = Some(Running { attempt: task.attempt, started, lane: LaneId(best) });
+        let (attempt, lane, started) = (task.attempt, LaneId(best), Instant::now());
+        self.running[slot] = Some(Running { attempt, started, lane, slots });
+        self.taken += slots;
         Some((LaneId(best), task))
     }
 }

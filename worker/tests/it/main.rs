@@ -19,3 +19,5 @@ mod register;
 mod run_as;
 mod session;
 mod support;
+#[cfg(target_os = "linux")]
+mod widths;

@@ -321,6 +321,7 @@ fn spec(function: Function) -> JobSpec {
         timeout: None,
         max_output: 1 << 30,
         limits: widemap_common::spec::Limits::default(),
+        slots_per_item: std::num::NonZeroU32::MIN,
         per_item: false,
     }
 }

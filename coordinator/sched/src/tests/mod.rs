@@ -7,8 +7,10 @@ mod random;
 mod script;
 mod sharing;
 mod suspecting;
+mod widths;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use widemap_common::spec::Runtime;
@@ -26,6 +28,7 @@ pub(crate) fn policy() -> JobPolicy {
         chunk_target: Duration::from_millis(20),
         weight: 1,
         priority: 0,
+        slots_per_item: NonZeroU32::MIN,
         speculate: false,
     }
 }

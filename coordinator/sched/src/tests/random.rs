@@ -2,6 +2,7 @@
 //! or failed, once.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -18,7 +19,7 @@ use crate::{Scheduler, SchedulerConfig};
 const JOBS: usize = 2;
 const QUEUE: u32 = 5;
 
-/// A worker that runs its first attempts, as many as it has slots.
+/// A worker that runs its first attempts, as many as its slots are enough for.
 #[derive(Default)]
 struct ToyWorker {
     slots: usize,
@@ -27,6 +28,19 @@ struct ToyWorker {
     cancelled: Vec<AttemptId>,
     cut: bool,
     draining: bool,
+}
+
+impl ToyWorker {
+    fn running(&self, policies: &[JobPolicy]) -> usize {
+        let mut taken = 0;
+        let fits = |&&(_, job, _): &&(AttemptId, JobId, ItemRange)| {
+            let slots = policies[job.0 as usize].slots_per_item.get() as usize;
+            let fits = self.slots > 0 && (taken == 0 || taken + slots <= self.slots);
+            taken += slots;
+            fits
+        };
+        self.attempts.iter().take_while(fits).count()
+    }
 }
 
 /// What an item of a job has come to.
@@ -189,7 +203,7 @@ impl Toy {
     /// The worker ends one of the attempts that it runs; some of the items fail.
     fn complete(&mut self, worker: WorkerId, which: usize, faulty: u32, busy_us: u64) {
         let there = self.workers.get_mut(&worker).expect("a worker that is there");
-        let running = there.attempts.len().min(there.slots);
+        let running = there.running(&self.policies);
         if running == 0 || there.cut {
             return;
         }
@@ -227,7 +241,7 @@ impl Toy {
         }
         let attempt = there.asked_back.remove(0);
         let at = there.attempts.iter().position(|entry| entry.0 == attempt);
-        match at.filter(|&at| at >= there.slots) {
+        match at.filter(|&at| at >= there.running(&self.policies)) {
             Some(at) => {
                 there.attempts.remove(at);
                 self.tell(Event::Revoked { attempt });
@@ -306,7 +320,7 @@ impl Toy {
             .map(|(&worker, _)| worker)
             .collect();
         lending_none.into_iter().for_each(|worker| self.credit(worker, 1));
-        self.add_worker(2);
+        self.add_worker(3);
         for _ in 0..20_000 {
             if self.ended.iter().all(|&ended| ended) {
                 return;
@@ -336,12 +350,18 @@ proptest! {
         seed in any::<u64>(),
         items in 1_usize..120,
         (chunk, speculate, block, limit) in (0_u32..9, any::<bool>(), any::<bool>(), 0_u32..4),
+        (wide, wide_too) in (1_u32..4, 1_u32..3),
         steps in proptest::collection::vec((0_u8..24, any::<u8>(), any::<u8>()), 0..300),
     ) {
         let chunk_items = (chunk > 0).then_some(chunk);
-        let first = JobPolicy { chunk_items, speculate, crash_limit: limit, ..policy() };
+        let slots = |slots| NonZeroU32::new(slots).expect("at least one");
+        let slots_per_item = slots(wide);
+        let first =
+            JobPolicy { chunk_items, speculate, crash_limit: limit, slots_per_item, ..policy() };
         let runtime = if block { Runtime::Pipe } else { Runtime::Builtin };
-        let second = JobPolicy { runtime, retries: 2, weight: 3, speculate, ..policy() };
+        let slots_per_item = slots(wide_too);
+        let second =
+            JobPolicy { runtime, retries: 2, weight: 3, speculate, slots_per_item, ..policy() };
         let mut toy = Toy::new(seed, vec![first, second], items);
         steps.into_iter().for_each(|step| toy.step(step));
         toy.calm_down();

@@ -92,6 +92,7 @@ fn submission() -> Submission {
             timeout: None,
             max_output: 1,
             limits: widemap_common::spec::Limits::default(),
+            slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
         },
         blocks: Blocks::ItemWise,

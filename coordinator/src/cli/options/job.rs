@@ -105,7 +105,7 @@ pub(crate) struct JobArgs {
     #[arg(hide_short_help = true)]
     pub(crate) crash_limit: u32,
 
-    /// Run stragglers a second time elsewhere: auto does so for builtin only
+    /// Run stragglers a second time elsewhere: auto does so for --builtin and --wasm
     #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = HOW)]
     pub(crate) speculate: Speculate,
 
@@ -128,6 +128,11 @@ pub(crate) struct JobArgs {
     #[arg(conflicts_with_all = ["builtin", "wasm"], default_value_t = 0, hide_default_value = true)]
     #[arg(value_parser = clap::value_parser!(u8).range(..=i64::from(limits::NICE_MAX)))]
     pub(crate) nice: u8,
+
+    /// Slots that each item (with --pipe: each block) takes, for one that starts threads of its own
+    #[arg(long, value_name = "N", help_heading = HOW, hide_short_help = true)]
+    #[arg(default_value = "1", hide_default_value = true, value_parser = parse_slots_per_item)]
+    pub(crate) slots_per_item: NonZeroU32,
 
     /// The form of the results
     #[arg(long, value_name = "FORM", default_value = "raw", help_heading = OUT)]
@@ -201,6 +206,11 @@ pub(crate) struct PythonArgs {
 fn parse_memory(text: &str) -> Result<NonZeroU64, String> {
     let bytes = parse_size(text).map_err(|error| error.to_string())?;
     NonZeroU64::new(bytes).ok_or_else(|| "it is more than nothing".to_owned())
+}
+
+fn parse_slots_per_item(text: &str) -> Result<NonZeroU32, String> {
+    let slots = text.parse().ok().filter(|slots: &NonZeroU32| slots.get() <= limits::SLOTS_MAX);
+    slots.ok_or_else(|| format!("it is a number from 1 to {}", limits::SLOTS_MAX))
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {

@@ -12,12 +12,15 @@ impl Job {
         self.refusals.insert(worker, Refused { message, unable: true });
     }
 
-    /// Notes if a worker that has just appeared does not fit the job at all.
+    /// Notes if a worker that has just appeared, of which so many slots may be used, does not fit the
+    /// job at all.
     pub(in crate::driver) fn meet(
         &mut self,
         worker: WorkerId,
         hello: &WorkerHello,
+        slots: u32,
     ) -> Option<String> {
+        let wanted = self.policy.slots_per_item.get();
         let runtime = self.policy.runtime;
         let lacks = |(key, value): (&String, &String)| hello.labels.get(key) != Some(value);
         let missing = self.policy.require.iter().find(|&label| lacks(label));
@@ -27,6 +30,11 @@ impl Job {
             (format!("it does not allow {runtime} (it allows: {allowed})"), true)
         } else if let Some((key, value)) = missing {
             (format!("it has no label {key}={value} (--require)"), false)
+        } else if wanted > slots.max(1) {
+            let message = format!(
+                "each item takes {wanted} slots (--slots-per-item), and it lends no more than {slots}"
+            );
+            (message, false)
         } else {
             return None;
         };

@@ -140,7 +140,7 @@ impl Job {
             spill_directory: std::env::temp_dir(),
         };
         let way = Way::Ledger(Box::new(Ledger::new(config, wake())));
-        let policy = plan::job_policy(spec.function.runtime(), policy);
+        let policy = plan::job_policy(&spec, policy);
         Ok(Self {
             spec,
             policy,

@@ -223,6 +223,7 @@ fn submission(function: &str) -> Submission {
             timeout: None,
             max_output: limits::MAX_OUTPUT_BYTES,
             limits: widemap_common::spec::Limits::default(),
+            slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
         },
         blocks: Blocks::ItemWise,

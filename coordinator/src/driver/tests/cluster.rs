@@ -314,10 +314,12 @@ fn plan(draft: Draft, places: &[&str], directory: &Path) -> Plan {
             timeout: None,
             max_output: limits::MAX_OUTPUT_BYTES,
             limits: widemap_common::spec::Limits::default(),
+            slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
         },
         policy: JobPolicy {
             runtime: Runtime::Builtin,
+            slots_per_item: std::num::NonZeroU32::MIN,
             require: BTreeMap::new(),
             retries,
             crash_limit: 3,
