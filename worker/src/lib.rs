@@ -45,6 +45,8 @@ mod worker;
 
 pub use cli::main;
 pub use function::{Context, Function, FunctionError, Output, Registry};
-pub use spawner::{RunAs, RunAsError, Spawner, SpawnerError, SpawnerGone, Step};
+pub use spawner::{
+    Cgroup, CgroupError, RunAs, RunAsError, Spawner, SpawnerError, SpawnerGone, Step,
+};
 pub use typed::{Input, Json, Returned};
 pub use worker::{Worker, WorkerConfig, WorkerError};

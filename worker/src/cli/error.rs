@@ -68,7 +68,7 @@ impl CliError {
             | Self::Config(_)
             | Self::RunAs(_)
             | Self::Register(_)
-            | Self::Spawner(SpawnerError::RunAs(_)) => USAGE,
+            | Self::Spawner(SpawnerError::RunAs(_) | SpawnerError::Cgroup(_)) => USAGE,
             Self::Mdns(_)
             | Self::Listen(..)
             | Self::Spawner(_)

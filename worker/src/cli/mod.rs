@@ -23,7 +23,7 @@ use widemap_common::spec::Runtime;
 
 use crate::function::Registry;
 use crate::register::Registration;
-use crate::spawner::{RunAs, Spawner};
+use crate::spawner::{Cgroup, RunAs, Spawner, SpawnerError};
 use crate::worker::{Worker, WorkerConfig};
 use error::{CliError, USAGE};
 use options::{
@@ -70,7 +70,7 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
     harden::close_files_on_exec();
     harden::close_memory().map_err(CliError::Harden)?;
     // Before anything that may start a thread, and before a key is read: it begins as a copy.
-    let spawner = start_spawner(options.run_as.as_deref(), slots)?;
+    let spawner = start_spawner(options.run_as.as_deref(), &options.cgroup, slots)?;
     start_log(filter, log_format);
     let identity = identity(&options, &config)?.map(Arc::new);
     let listen = listen(&options, identity.is_some());
@@ -111,16 +111,21 @@ fn run(options: Options, registry: Registry) -> Result<u8, CliError> {
 }
 
 /// Starts the spawner, as another user if that was said, and warns if jobs will be root's.
-fn start_spawner(run_as: Option<&str>, slots: u32) -> Result<Spawner, CliError> {
-    if let Some(user) = run_as {
-        return Ok(Spawner::start_as(slots, RunAs::find(user)?)?);
-    }
-    if rustix::process::geteuid().is_root() {
+fn start_spawner(run_as: Option<&str>, cgroup: &Cgroup, slots: u32) -> Result<Spawner, CliError> {
+    let user = run_as.map(RunAs::find).transpose()?;
+    if user.is_none() && rustix::process::geteuid().is_root() {
         say(
             "WARNING: this worker runs as root, and so do jobs: --run-as USER lets them run as another",
         );
     }
-    Ok(Spawner::start(slots)?)
+    match Spawner::start_in(slots, user.clone(), cgroup) {
+        // It is no more than was there without them.
+        Err(SpawnerError::Cgroup(error)) if *cgroup == Cgroup::Auto => {
+            say(&format!("WARNING: {error}: items have no control groups"));
+            Ok(Spawner::start_in(slots, user, &Cgroup::Off)?)
+        }
+        started => Ok(started?),
+    }
 }
 
 /// Serves until a first signal has drained the worker, or a second one ends it at once. Where it

@@ -13,6 +13,8 @@ use widemap_common::spec::Runtime;
 use widemap_common::time::Timers;
 use widemap_common::units::{parse_duration, parse_size};
 
+use crate::spawner::Cgroup;
+
 use super::error::CliError;
 
 const RUN_AS: &str = "\
@@ -90,6 +92,11 @@ pub(super) struct Options {
     /// Run commands as another user; builtin functions run in the worker, as this one
     #[arg(long, value_name = "USER", help_heading = "What", long_help = RUN_AS)]
     pub(super) run_as: Option<String>,
+    /// Control groups (cgroup v2) for items, each killed whole and limited as one: below DIR; auto: below the
+    /// worker's own, where that is delegated; off
+    #[arg(long, value_name = "DIR", default_value = "auto", help_heading = "What",
+          value_parser = parse_cgroup)]
+    pub(super) cgroup: Cgroup,
     /// What is kept on disk of files that jobs bring along (--file); a job takes no more than that
     #[arg(long, value_name = "SIZE", default_value = "4G", help_heading = "What",
           value_parser = parse_size)]
@@ -221,6 +228,15 @@ impl fmt::Display for FlagError {
 }
 
 impl std::error::Error for FlagError {}
+
+#[expect(clippy::unnecessary_wraps, reason = "this is the form that clap wants")]
+fn parse_cgroup(text: &str) -> Result<Cgroup, String> {
+    Ok(match text {
+        "auto" => Cgroup::Auto,
+        "off" => Cgroup::Off,
+        directory => Cgroup::Below(PathBuf::from(directory)),
+    })
+}
 
 fn parse_label(text: &str) -> Result<(String, String), FlagError> {
     match text.split_once('=') {

@@ -434,12 +434,10 @@ impl Filter<'_, '_> {
             live.read_stderr(&mut self.bench.tail);
         }
         Ok(match live.ended() {
-            Some(Reply::Killed { signal, .. }) => {
-                Verdict::Died(pass.lines, Outcome::Killed(signal))
-            }
+            Some(reply @ Reply::Killed { .. }) => Verdict::Died(pass.lines, Outcome::of(reply)),
             Some(Reply::Failed(errno)) => Verdict::Died(0, Outcome::NotStarted(errno)),
-            Some(Reply::Exited { status, .. }) if status != 0 && group.items == 1 => {
-                Verdict::Died(pass.lines, Outcome::Exited(status))
+            Some(reply @ Reply::Exited { status, .. }) if status != 0 && group.items == 1 => {
+                Verdict::Died(pass.lines, Outcome::of(reply))
             }
             _ => Verdict::Wrong(pass.lines),
         })

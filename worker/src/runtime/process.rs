@@ -45,6 +45,12 @@ pub(super) enum Outcome {
     NotStarted(Errno),
     Exited(i32),
     Killed(i32),
+    /// All that it had started took too much memory together, and one of those processes was killed: it,
+    /// by this signal, or another, on which it exited with this status.
+    OutOfMemory {
+        exit: Option<i32>,
+        signal: Option<i32>,
+    },
     TimedOut,
     TooMuchOutput,
     Cancelled,
@@ -390,12 +396,27 @@ impl<'a, 'b> Process<'a, 'b> {
         if reply.group_left() {
             self.channel.signal(Signal::KILL)?;
         }
-        Ok(Some(match (&self.ending, reply) {
-            (Some(ending), _) => ending.outcome,
-            (None, Reply::Exited { status, .. }) => Outcome::Exited(status),
-            (None, Reply::Killed { signal, .. }) => Outcome::Killed(signal),
-            (None, Reply::Failed(errno)) => Outcome::NotStarted(errno),
+        Ok(Some(match &self.ending {
+            Some(ending) => ending.outcome,
+            None => Outcome::of(reply),
         }))
+    }
+}
+
+impl Outcome {
+    /// What the spawner tells of a process that nobody has ended.
+    pub(super) fn of(reply: Reply) -> Self {
+        match reply {
+            Reply::Failed(errno) => Self::NotStarted(errno),
+            Reply::Exited { status, out_of_memory: true, .. } if status != 0 => {
+                Self::OutOfMemory { exit: Some(status), signal: None }
+            }
+            Reply::Exited { status, .. } => Self::Exited(status),
+            Reply::Killed { signal, out_of_memory: true, .. } => {
+                Self::OutOfMemory { exit: None, signal: Some(signal) }
+            }
+            Reply::Killed { signal, .. } => Self::Killed(signal),
+        }
     }
 }
 
@@ -431,6 +452,13 @@ pub(super) fn failure_of(outcome: &Outcome, job: &Job) -> Failure {
                 let _ = write!(message, ", where it may take {bytes} bytes of memory (--memory)");
             }
             Failure { kind: FailureKind::Crash, signal: Some(signal), ..Failure::error(message) }
+        }
+        Outcome::OutOfMemory { exit, signal } => {
+            let bytes =
+                job.limits.memory.map_or_else(String::new, |bytes| format!(" {bytes} bytes of"));
+            let kind = if signal.is_some() { FailureKind::Crash } else { FailureKind::Error };
+            let message = format!("its processes together took more than{bytes} memory (--memory)");
+            Failure { kind, exit, signal, ..Failure::error(message) }
         }
         Outcome::TimedOut => Failure::timeout(job.timeout),
         Outcome::TooMuchOutput => Failure::too_much_output(job.max_output),

@@ -438,8 +438,8 @@ impl Calls<'_, '_> {
         }
         self.hear_stderr(group, live, interpreter);
         let failure = match live.ended() {
-            Some(Reply::Killed { signal, .. }) => {
-                failure_of(&Outcome::Killed(signal), self.attempt.job)
+            Some(reply @ (Reply::Killed { .. } | Reply::Exited { out_of_memory: true, .. })) => {
+                failure_of(&Outcome::of(reply), self.attempt.job)
             }
             Some(Reply::Failed(errno)) => {
                 let error = std::io::Error::from(errno);

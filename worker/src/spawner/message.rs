@@ -194,30 +194,37 @@ fn limits(value: &[u8]) -> Limits {
 pub(crate) enum Reply {
     /// It could not be started.
     Failed(Errno),
-    /// It exited.
-    Exited { status: i32, group_left: bool },
+    /// It exited. Out of memory: a process of its control group was killed for that.
+    Exited { status: i32, group_left: bool, out_of_memory: bool },
     /// A signal ended it.
-    Killed { signal: i32, group_left: bool },
+    Killed { signal: i32, group_left: bool, out_of_memory: bool },
 }
 
 impl Reply {
     pub(super) fn to_bytes(self) -> [u8; REPLY_BYTES] {
         let (kind, group_left, value) = match self {
             Self::Failed(errno) => (1, false, errno.raw_os_error()),
-            Self::Exited { status, group_left } => (2, group_left, status),
-            Self::Killed { signal, group_left } => (3, group_left, signal),
+            Self::Exited { status, group_left, .. } => (2, group_left, status),
+            Self::Killed { signal, group_left, .. } => (3, group_left, signal),
+        };
+        let out_of_memory = match self {
+            Self::Failed(_) => false,
+            Self::Exited { out_of_memory, .. } | Self::Killed { out_of_memory, .. } => {
+                out_of_memory
+            }
         };
         let value = value.to_le_bytes();
-        [kind, u8::from(group_left), 0, 0, value[0], value[1], value[2], value[3]]
+        let [v0, v1, v2, v3] = value;
+        [kind, u8::from(group_left), u8::from(out_of_memory), 0, v0, v1, v2, v3]
     }
 
     pub(super) fn from_bytes(bytes: [u8; REPLY_BYTES]) -> Self {
         let value = i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-        let group_left = bytes[1] != 0;
+        let (group_left, out_of_memory) = (bytes[1] != 0, bytes[2] != 0);
         match bytes[0] {
             1 => Self::Failed(Errno::from_raw_os_error(value)),
-            2 => Self::Exited { status: value, group_left },
-            _ => Self::Killed { signal: value, group_left },
+            2 => Self::Exited { status: value, group_left, out_of_memory },
+            _ => Self::Killed { signal: value, group_left, out_of_memory },
         }
     }
 
@@ -268,8 +275,9 @@ mod tests {
     fn replies_survive_the_way() {
         for reply in [
             Reply::Failed(Errno::NOENT),
-            Reply::Exited { status: 3, group_left: false },
-            Reply::Killed { signal: 9, group_left: true },
+            Reply::Exited { status: 3, group_left: false, out_of_memory: false },
+            Reply::Killed { signal: 9, group_left: true, out_of_memory: false },
+            Reply::Killed { signal: 9, group_left: false, out_of_memory: true },
         ] {
             assert_eq!(Reply::from_bytes(reply.to_bytes()), reply);
         }

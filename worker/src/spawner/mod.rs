@@ -1,6 +1,7 @@
 //! A small process of the worker's own that starts every command and ends with the worker, so that
 //! spawning costs the same however large the worker is, and nothing that it started outlives it.
 
+mod cgroup;
 mod descendants;
 mod message;
 mod process;
@@ -24,14 +25,19 @@ use widemap_common::limits::SLOTS_MAX;
 
 use crate::artifacts::Place;
 use crate::files::Files;
+use cgroup::{Directories, Groups, SlotGroup};
 use steward::{Beginning, StewardEnds};
 
+pub use cgroup::{Cgroup, CgroupError};
 pub(crate) use message::{Reply, SpawnRequest};
 pub use run_as::{RunAs, RunAsError, Step};
 pub(crate) use steward::Steward;
 
-/// Files beside the slots' sockets that the spawner itself needs.
+/// Files beside the slots' own that the spawner itself needs.
 const SPAWNER_FILES: u64 = 64;
+
+/// Files of a slot: its socket, and those of its control group.
+const SLOT_FILES: u64 = 6;
 
 /// The process that starts commands, and a channel to it for each slot.
 ///
@@ -60,6 +66,9 @@ pub enum SpawnerError {
     /// No process could be made.
     #[error("cannot start the spawner's process: {0}")]
     Fork(#[source] io::Error),
+    /// Control groups were asked for, and cannot be had.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// It cannot be of the user that jobs are to run as.
     #[error(transparent)]
     RunAs(#[from] RunAsError),
@@ -82,7 +91,7 @@ impl Spawner {
     /// # Errors
     /// [`SpawnerError`] if there are threads already, or the system is at a limit.
     pub fn start(slots: u32) -> Result<Self, SpawnerError> {
-        Self::start_for(slots, None)
+        Self::start_in(slots, None, &Cgroup::Off)
     }
 
     /// Starts the spawner for a worker of `slots` slots, as a process of `user`: it gives up root
@@ -94,17 +103,32 @@ impl Spawner {
     /// # Errors
     /// [`SpawnerError`] as for [`Spawner::start`], and if it cannot become that user.
     pub fn start_as(slots: u32, user: RunAs) -> Result<Self, SpawnerError> {
-        user.check()?;
-        Self::start_for(slots, Some(user))
+        Self::start_in(slots, Some(user), &Cgroup::Off)
     }
 
-    fn start_for(slots: u32, user: Option<RunAs>) -> Result<Self, SpawnerError> {
+    /// Starts the spawner for a worker of `slots` slots, as a process of `user` if one is given (see
+    /// [`Spawner::start_as`]), with a control group for each slot where `cgroup` says.
+    ///
+    /// # Errors
+    /// [`SpawnerError`] as for [`Spawner::start_as`], and if there can be no such groups.
+    pub fn start_in(
+        slots: u32,
+        user: Option<RunAs>,
+        cgroup: &Cgroup,
+    ) -> Result<Self, SpawnerError> {
+        if let Some(user) = &user {
+            user.check()?;
+        }
         let slots = slots.clamp(1, SLOTS_MAX);
         let threads = thread_count();
         if threads > 1 {
             return Err(SpawnerError::Threads(threads));
         }
         let files = raise_open_files();
+        let (groups, group_directories) = match cgroup.make(slots)? {
+            Some(Groups { slots, directories }) => (slots, directories),
+            None => (Vec::new(), Directories::default()),
+        };
         let pairs: Vec<_> = (0..slots)
             .map(|_| UnixStream::pair())
             .collect::<Result<_, _>>()
@@ -118,18 +142,19 @@ impl Spawner {
         let Some(pid) = fork()? else {
             // The spawner: from here on a process of its own.
             drop((ours, steward));
-            lower_open_files(files.max(u64::from(slots) + SPAWNER_FILES));
-            let life = || live(theirs, user.as_ref().zip(ends), &directory);
+            lower_open_files(files.max(SLOT_FILES * u64::from(slots) + SPAWNER_FILES));
+            let life = || live(theirs, groups, user.as_ref().zip(ends), &directory);
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
             // Also where the worker had no time to: nothing works there any more.
             let _ = crate::files::remove(&directory);
+            group_directories.remove();
             end_process(i32::from(!matches!(ended, Ok(Ok(())))));
         };
-        drop((theirs, ends));
+        drop((theirs, ends, groups));
         let channels = ours.into_iter().map(|socket| SlotChannel { socket }).collect();
         // A path that is free, and that the spawner removes with all that is in it at its end.
         let mut files = Files::Own { parent: directory.clone() };
-        let process = SpawnerProcess { pid, directory };
+        let process = SpawnerProcess { pid, directory, group_directories };
         if let Some((user, steward)) = user.as_ref().zip(steward) {
             if let Err(error) = ready(user, &steward) {
                 drop::<Vec<_>>(channels);
@@ -185,6 +210,7 @@ impl fmt::Debug for Spawner {
 pub(crate) struct SpawnerProcess {
     pid: Pid,
     directory: PathBuf,
+    group_directories: Directories,
 }
 
 impl SpawnerProcess {
@@ -196,6 +222,7 @@ impl SpawnerProcess {
         // It did so itself, unless it was killed. What another user has put there is removed as
         // safely: no link is followed.
         let _ = std::fs::remove_dir_all(&self.directory);
+        self.group_directories.remove();
     }
 }
 
@@ -260,6 +287,7 @@ fn ready(user: &RunAs, steward: &Steward) -> Result<(), SpawnerError> {
 /// The spawner's life, from its first moment to the end of all that it started.
 fn live(
     slots: Vec<UnixStream>,
+    groups: Vec<SlotGroup>,
     other: Option<(&RunAs, StewardEnds)>,
     directory: &Path,
 ) -> io::Result<()> {
@@ -272,7 +300,7 @@ fn live(
     }
     // Its memory is a copy of the worker's. Last, since a change of user opens or closes it.
     close_memory()?;
-    process::run(slots)
+    process::run(slots, groups)
 }
 
 /// Becomes of the user, for good, and checks that this one can make `directory` when it is needed.

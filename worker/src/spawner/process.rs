@@ -5,7 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::io::{self, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::num::NonZeroU64;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -21,18 +22,21 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use widemap_common::spec::Limits;
 
+use super::cgroup::SlotGroup;
 use super::descendants;
 use super::message::{Field, Fields, Reply, Request, read_request};
 
 /// What is read from a slot's socket at once.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Serves the slots behind `sockets` until the worker has closed them all, then ends all that is
+/// Serves the slots behind `sockets`, each with its control group if there are any, until the worker has closed them all, then ends all that is
 /// left of what was started.
-pub(super) fn run(sockets: Vec<UnixStream>) -> io::Result<()> {
+pub(super) fn run(sockets: Vec<UnixStream>, groups: Vec<SlotGroup>) -> io::Result<()> {
     let child_ended = set_up()?;
+    let groups = groups.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    let slots = sockets.into_iter().zip(groups);
     let mut spawner = SpawnerLoop {
-        slots: sockets.into_iter().map(Slot::new).collect::<io::Result<_>>()?,
+        slots: slots.map(|(socket, group)| Slot::new(socket, group)).collect::<io::Result<_>>()?,
         leaders: HashMap::new(),
         child_ended,
         buffer: vec![0; READ_BYTES],
@@ -91,6 +95,8 @@ struct Slot {
     files: VecDeque<OwnedFd>,
     /// The group of its process, while anything of it may be left.
     group: Option<Pid>,
+    /// Where all that it starts is, also what leaves that.
+    cgroup: Option<SlotGroup>,
 }
 
 impl SpawnerLoop {
@@ -185,7 +191,14 @@ impl SpawnerLoop {
             slot.files.clear();
             return slot.reply(Reply::Failed(Errno::MFILE));
         }
+        if let Err(error) = slot.prepare(fields.clone()) {
+            slot.files.clear();
+            return slot.reply(Reply::Failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)));
+        }
         let mut command = command(clear_environment, fields);
+        if let Some(cgroup) = &slot.cgroup {
+            join(&mut command, cgroup.procs());
+        }
         let mut next_file = || Stdio::from(slot.files.pop_front().expect("they were counted"));
         command.stdin(if stdin { next_file() } else { Stdio::null() });
         command.stdout(next_file()).stderr(next_file());
@@ -258,6 +271,20 @@ fn limit(command: &mut Command, limits: Limits) {
     unsafe { command.pre_exec(set) };
 }
 
+/// Has the process join a control group before it does anything else.
+#[allow(unsafe_code)]
+fn join(command: &mut Command, procs: BorrowedFd<'_>) {
+    let procs = procs.as_raw_fd();
+    let write = move || {
+        // SAFETY: the slot keeps the file for as long as the spawner lives.
+        let procs = unsafe { BorrowedFd::borrow_raw(procs) };
+        rustix::io::write(procs, b"0")?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes one system call, and neither allocates nor locks.
+    unsafe { command.pre_exec(write) };
+}
+
 /// Sets a limit, or less where less is allowed.
 fn set_limit(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
     let allowed = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
@@ -266,9 +293,20 @@ fn set_limit(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
 }
 
 impl Slot {
-    fn new(socket: UnixStream) -> io::Result<Self> {
+    fn new(socket: UnixStream, cgroup: Option<SlotGroup>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: Some(socket), inbox: Vec::new(), files: VecDeque::new(), group: None })
+        let (inbox, files) = (Vec::new(), VecDeque::new());
+        Ok(Self { socket: Some(socket), inbox, files, group: None, cgroup })
+    }
+
+    /// Sets what the next process and all that it starts may take together.
+    fn prepare(&mut self, mut fields: Fields<'_>) -> io::Result<()> {
+        let Some(cgroup) = &mut self.cgroup else { return Ok(()) };
+        let memory = fields.find_map(|field| match field {
+            Field::Limits(limits) => limits.memory,
+            _ => None,
+        });
+        cgroup.prepare(memory.map(NonZeroU64::get))
     }
 
     /// Reads once what the slot has sent. False when the worker has closed the socket.
@@ -304,13 +342,24 @@ impl Slot {
             // The number may be given to another process from now on.
             self.group = None;
         }
+        let group_left = group_left || self.cgroup.as_ref().is_some_and(SlotGroup::is_populated);
+        let out_of_memory = self.cgroup.as_ref().is_some_and(SlotGroup::ran_out_of_memory);
         self.reply(match (status.exit_status(), status.terminating_signal()) {
-            (Some(status), _) => Reply::Exited { status, group_left },
-            (None, signal) => Reply::Killed { signal: signal.unwrap_or_default(), group_left },
+            (Some(status), _) => Reply::Exited { status, group_left, out_of_memory },
+            (None, signal) => {
+                Reply::Killed { signal: signal.unwrap_or_default(), group_left, out_of_memory }
+            }
         });
     }
 
     fn signal(&mut self, signal: Signal) {
+        if signal == Signal::KILL
+            && let Some(cgroup) = &self.cgroup
+            && cgroup.is_populated()
+        {
+            // What it does not reach ends with the group of processes, and with the spawner.
+            let _ = cgroup.kill();
+        }
         let Some(group) = self.group else { return };
         let sent = rustix::process::kill_process_group(group, signal);
         if sent == Err(Errno::SRCH) {

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 #[cfg(target_os = "linux")]
+mod cgroup;
+#[cfg(target_os = "linux")]
 mod closed;
 #[cfg(target_os = "linux")]
 mod commands;

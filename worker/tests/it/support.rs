@@ -356,7 +356,7 @@ pub fn needs(test: &str, program: &str) -> bool {
     found || unmet(test, program)
 }
 
-fn unmet(test: &str, what: &str) -> bool {
+pub fn unmet(test: &str, what: &str) -> bool {
     let must = std::env::var_os("WIDEMAP_TEST_NO_SKIP").is_some();
     assert!(!must, "{test} needs {what}, and must not be skipped here");
     println!("skipped: {test} needs {what}");
