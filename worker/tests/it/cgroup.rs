@@ -90,7 +90,7 @@ async fn what_an_item_left_behind_ends_with_it() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("strays");
     let wait = format!("until [ -s {} ]; do sleep 0.01; done", file.display());
-    let mut worker = group.worker(&[]);
+    let mut worker = group.worker(&["--drain-timeout", "100ms"]);
     let mut link = patient_link(&worker).await;
     link.open_job(shell(&format!("{} {wait}; echo $1", stray(&file)))).await;
     for attempt in 1..=3 {
@@ -102,8 +102,6 @@ async fn what_an_item_left_behind_ends_with_it() {
         eventually("the stray has ended", || !strays.iter().copied().any(lives)).await;
     }
     assert_eq!(group.entries().len(), 1);
-    // Nobody waits for what it holds.
-    link.send(vec![Order::Goodbye]).await;
     worker.signal(Signal::TERM);
     worker.wait();
     assert!(group.entries().is_empty(), "nothing is left of the worker");
