@@ -31,6 +31,13 @@ fn moods(item: &[u8], output: &mut Output, context: &Context) -> Result<(), Func
         }
         b"babble" => output.extend_from_slice(&[b'y'; 4 << 20]),
         b"nothing" => {}
+        b"vast" => {
+            for _ in 0..255 {
+                output.extend_from_slice(&[b'a'; 4 << 20]);
+            }
+            output.extend_from_slice(&[b'a'; (4 << 20) - 1]);
+        }
+        b"poison" => std::process::abort(),
         _ => output.extend_from_slice(item),
     }
     Ok(())

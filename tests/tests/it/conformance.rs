@@ -1,8 +1,9 @@
 //! One semantics: the same cases for every runtime, and what each comes to. A function does what the first
 //! word of its item says; what differs between runtimes is in the table.
 
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ fn shell(mark: &str, before: &str) -> String {
         hang*) exec sleep {mark};; \
         babble*) exec yes;; \
         nothing*) ;; \
+        vast*) head -c 1073741823 /dev/zero | tr '\\000' a; echo;; \
+        poison*) read -r _ _ _ worker _ < /proc/$PPID/stat; kill -9 $worker; sleep {mark};; \
         *) printf '%s\\n' \"$x\";; esac"
     )
 }
@@ -36,6 +39,8 @@ const PYTHON: &str = "import os, sys, time\n\
         if mood == 'hang': time.sleep(1000)\n    \
         if mood == 'babble': return 'y' * (4 << 20)\n    \
         if mood == 'nothing': return ''\n    \
+        if mood == 'vast': return 'a' * ((1 << 30) - 1)\n    \
+        if mood == 'poison': os.kill(int(open(f'/proc/{os.getppid()}/stat').read().split()[3]), 9); time.sleep(1000)\n    \
         return x\n\
     def same(x): return x\n";
 
@@ -58,6 +63,14 @@ const WASM: &str = r#"(module
         (drop (call $fd_write (local.get $fd) (i32.const 0) (i32.const 1) (i32.const 8))))
     (func $is (param $letter i32) (result i32)
         (i32.eq (i32.load8_u (i32.const 1024)) (local.get $letter)))
+    (func $vast (local $left i32)
+        (memory.fill (i32.const 1024) (i32.const 97) (i32.const 65536))
+        (local.set $left (i32.const 16384))
+        (loop $again
+            (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+            (if (i32.eqz (local.get $left)) (then (i32.store8 (i32.const 66559) (i32.const 10))))
+            (call $print (i32.const 1) (i32.const 1024) (i32.const 65536))
+            (br_if $again (local.get $left))))
     (func (export "_start") (local $n i32)
         (local.set $n (call $read))
         (if (call $is (i32.const 102)) (then ;; fail
@@ -69,6 +82,7 @@ const WASM: &str = r#"(module
         (if (call $is (i32.const 98)) (then (loop $again ;; babble
             (call $print (i32.const 1) (i32.const 1024) (i32.const 4096)) (br $again))))
         (if (call $is (i32.const 110)) (then (return))) ;; nothing
+        (if (call $is (i32.const 118)) (then (call $vast) (return))) ;; vast
         (loop $again
             (if (local.get $n) (then
                 (call $print (i32.const 1) (i32.const 1024) (local.get $n))
@@ -96,19 +110,11 @@ impl Bench {
         std::fs::write(directory.path().join("moods.wasm"), module).unwrap();
         let place = directory.path().join("tmp");
         std::fs::create_dir(&place).unwrap();
-        let program = match runtime {
-            Runtime::Builtin => example("moods"),
-            _ => widemap_tests::binary("widemap-worker"),
-        };
-        let mut command = Command::new(program);
-        command.args(["--no-mdns", "--name", "ann", "--slots", "2"]);
-        // A backtrace of a panic reads the worker's debug information, and keeps it.
-        command.env("TMPDIR", &place).env("RUST_BACKTRACE", "0");
-        without_configuration(&mut command);
+        let worker = start(runtime, "ann", &place);
         static BENCHES: AtomicU32 = AtomicU32::new(0);
         let number = BENCHES.fetch_add(1, Ordering::Relaxed);
         let mark = format!("1000.{}{number:03}", std::process::id());
-        Some(Self { runtime, worker: WorkerProcess::spawn(command), directory, mark })
+        Some(Self { runtime, worker, directory, mark })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -189,6 +195,20 @@ impl Bench {
         let more = || memory_bytes(self.worker.pid()).saturating_sub(before.memory);
         eventually(&format!("{runtime}: no more memory"), more, |more| *more < 48 << 20);
     }
+}
+
+/// A worker for the runtime, with its files in that directory.
+fn start(runtime: Runtime, name: &str, place: &Path) -> WorkerProcess {
+    let program = match runtime {
+        Runtime::Builtin => example("moods"),
+        _ => widemap_tests::binary("widemap-worker"),
+    };
+    let mut command = Command::new(program);
+    command.args(["--no-mdns", "--name", name, "--slots", "2"]);
+    // A backtrace of a panic reads the worker's debug information, and keeps it.
+    command.env("TMPDIR", place).env("RUST_BACKTRACE", "0");
+    without_configuration(&mut command);
+    WorkerProcess::spawn(command)
 }
 
 /// How a worker was before.
@@ -406,5 +426,71 @@ fn what_is_large_goes_through_every_runtime() {
             assert!(done.exits(0).stdout == item, "{runtime}: all of it came back");
         }
         bench.is_as_it_was(&before);
+    });
+}
+
+/// The bytes that a command prints, and those of them that are `a`.
+fn counted(mut command: Command, input: &[u8]) -> (u64, u64) {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut map = command.spawn().unwrap();
+    map.stdin.take().unwrap().write_all(input).unwrap();
+    let (mut output, mut buffer) = (map.stdout.take().unwrap(), vec![0; 1 << 20]);
+    let (mut all, mut letters) = (0, 0);
+    loop {
+        let read = output.read(&mut buffer).unwrap();
+        if read == 0 {
+            break;
+        }
+        all += read as u64;
+        letters += memchr::memchr_iter(b'a', &buffer[..read]).count() as u64;
+    }
+    assert_eq!(map.wait().unwrap().code(), Some(0));
+    (all, letters)
+}
+
+#[test]
+fn an_output_of_a_gibibyte_comes_whole_from_every_runtime() {
+    every_runtime("an_output_of_a_gibibyte_comes_whole_from_every_runtime", |bench| {
+        let before = Before::of(bench);
+        let gibibyte = 1 << 30;
+        let map = bench.command(&["--max-output", "2G"], &bench.moods());
+        let came = counted(map, b"vast\n");
+        assert_eq!(came, (gibibyte, gibibyte - 1), "{}", bench.runtime);
+        bench.is_as_it_was(&before);
+    });
+}
+
+/// What kills the worker itself, and not only the process that it runs in, is found out, and costs two
+/// workers of three. A module of WebAssembly has no way to do so.
+#[test]
+fn poison_is_found_out_in_every_runtime() {
+    every_runtime("poison_is_found_out_in_every_runtime", |bench| {
+        let runtime = bench.runtime;
+        if runtime == Runtime::Wasm {
+            return;
+        }
+        let others = ["ben", "cyn"].map(|name| start(runtime, name, &bench.path("tmp")));
+        let item = |n: usize| if n == 7 { "poison 7\n".to_owned() } else { format!("well {n}\n") };
+        let items: String = (1..=20).map(item).collect();
+        let options = ["--crash-limit", "1", "--retries", "0", "--format", "json"];
+        let more = others.each_ref().map(|worker| ["--worker", worker.address()]).concat();
+        let words = [&more[..], &options].concat();
+        let done = bench.map(&words, &bench.moods(), items.as_bytes()).exits(1);
+        let lines: Vec<Value> =
+            done.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 20, "{runtime}: {}", done.stderr);
+        for (index, line) in lines.iter().enumerate() {
+            let status = if index == 6 { "crash" } else { "ok" };
+            assert_eq!(line["status"], status, "{runtime}: {line}");
+        }
+        let told = lines[6]["error"].as_str().unwrap();
+        assert!(told.contains("killed the worker that ran it, 2 times"), "{runtime}: {told}");
+        let is_dead = |pid: u32| {
+            // Whoever waits for it has not yet.
+            std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|it| it.contains(") Z "))
+        };
+        let workers = others.iter().map(WorkerProcess::pid).chain([bench.worker.pid()]);
+        let dead = workers.filter(|&pid| is_dead(pid)).count();
+        assert_eq!(dead, 2, "{runtime}: workers that died");
     });
 }

@@ -116,7 +116,11 @@ impl<'a> AttemptOutput<'a> {
     pub(crate) fn room(&mut self) -> SpareCapacity<'_, u8> {
         if self.buffer.capacity() == self.buffer.len() {
             let grown = (self.buffer.capacity() * 4).clamp(BUFFER_BYTES, PART_BYTES_MAX);
-            self.buffer.reserve_exact(grown.saturating_sub(self.buffer.len()).max(1));
+            match grown.checked_sub(self.buffer.len()) {
+                Some(more @ 1..) => self.buffer.reserve_exact(more),
+                // What is not handed over yet, since it may be taken back, is longer than a part.
+                _ => self.buffer.reserve(BUFFER_BYTES),
+            }
         }
         rustix::buffer::spare_capacity(&mut self.buffer)
     }
