@@ -115,12 +115,7 @@ impl<'a> AttemptOutput<'a> {
     /// Room to read into, at least some.
     pub(crate) fn room(&mut self) -> SpareCapacity<'_, u8> {
         if self.buffer.capacity() == self.buffer.len() {
-            let grown = (self.buffer.capacity() * 4).clamp(BUFFER_BYTES, PART_BYTES_MAX);
-            match grown.checked_sub(self.buffer.len()) {
-                Some(more @ 1..) => self.buffer.reserve_exact(more),
-                // What is not handed over yet, since it may be taken back, is longer than a part.
-                _ => self.buffer.reserve(BUFFER_BYTES),
-            }
+            self.buffer.reserve_exact(growth(self.buffer.len()));
         }
         rustix::buffer::spare_capacity(&mut self.buffer)
     }
@@ -184,9 +179,31 @@ impl<'a> AttemptOutput<'a> {
     }
 }
 
+/// How much room a full buffer of that length gets: it reaches a part in three steps. What is longer is not
+/// handed over yet, since it may be taken back, and grows by half.
+fn growth(length: usize) -> usize {
+    match (length * 4).clamp(BUFFER_BYTES, PART_BYTES_MAX).checked_sub(length) {
+        Some(more @ 1..) => more,
+        _ => length / 2,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_output_is_read_in_few_pieces() {
+        let mut length = 0;
+        let steps: Vec<_> = std::iter::repeat_with(|| {
+            length += growth(length);
+            length / 1024
+        })
+        .take(5)
+        .collect();
+        assert_eq!(steps, [64, 256, 1024, 1536, 2304]);
+        assert_eq!(growth(PART_BYTES_MAX - 1), 1);
+    }
 
     #[test]
     fn small_results_share_a_buffer() {
