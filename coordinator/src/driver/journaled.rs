@@ -176,8 +176,6 @@ fn changes(before: &Submission, now: &Submission) -> Vec<String> {
     let times = (seconds(&old.limits), seconds(&new.limits));
     let differs = old.limits.cpu_seconds != new.limits.cpu_seconds;
     compare("--cpu-seconds", times.0, times.1, differs);
-    let slots = (old.slots_per_item, new.slots_per_item);
-    compare("--slots-per-item", slots.0.to_string(), slots.1.to_string(), slots.0 != slots.1);
     let place = |directory: &Directory| match directory {
         Directory::Private => "a private directory".to_owned(),
         Directory::Inherit => "the worker's own".to_owned(),
