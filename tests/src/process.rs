@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -232,14 +232,14 @@ pub fn run_within(bound: Duration, mut command: Command, input: &[u8]) -> Run {
         });
         let stdout = scope.spawn(move || bytes_of(stdout));
         let stderr = scope.spawn(move || bytes_of(stderr));
-        let status = wait(&mut child, "widemap", bound);
+        let status = waited(&mut child, bound);
         let stdout = stdout.join().expect("the reader does not panic");
         let stderr = stderr.join().expect("the reader does not panic");
-        Run {
-            status: status.code().unwrap_or(-1),
-            stdout,
-            stderr: String::from_utf8_lossy(&stderr).into_owned(),
-        }
+        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        let Some(status) = status else {
+            panic!("widemap did not end within {bound:?}, and said: {stderr}");
+        };
+        Run { status: status.code().unwrap_or(-1), stdout, stderr }
     })
 }
 
@@ -274,15 +274,21 @@ fn pipes(child: &mut Child) -> Pipes {
     )
 }
 
-pub(crate) fn wait(child: &mut Child, name: &str, bound: Duration) -> std::process::ExitStatus {
+pub(crate) fn wait(child: &mut Child, name: &str, bound: Duration) -> ExitStatus {
+    waited(child, bound).unwrap_or_else(|| panic!("{name} did not end within {bound:?}"))
+}
+
+/// Waits for a child, and kills it if it does not end in time.
+fn waited(child: &mut Child, bound: Duration) -> Option<ExitStatus> {
     let end = Instant::now() + bound;
     loop {
-        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+        let status = child.try_wait().expect("a child can be waited for");
+        if status.is_some() {
             return status;
         }
         if Instant::now() > end {
             let _ = child.kill();
-            panic!("{name} did not end within {bound:?}");
+            return None;
         }
         std::thread::park_timeout(Duration::from_millis(2));
     }

@@ -410,7 +410,7 @@ mod tests {
     #[test]
     #[cfg(not(feature = "wasm"))]
     fn a_worker_without_web_assembly_says_so() {
-        let wasm = Wasm {
+        let wasm = widemap_common::spec::Wasm {
             path: b"f.wasm".to_vec(),
             module: widemap_common::artifact::Digest([1; 32]),
             bytes: 8,

@@ -460,8 +460,8 @@ fn an_output_of_a_gibibyte_comes_whole_from_every_runtime() {
     });
 }
 
-/// What kills the worker itself, and not only the process that it runs in, is found out, and costs two
-/// workers of three. A module of WebAssembly has no way to do so.
+/// What kills the worker itself, and not only the process that it runs in, is found out, and costs four
+/// workers of five. A module of WebAssembly has no way to do so.
 #[test]
 fn poison_is_found_out_in_every_runtime() {
     every_runtime("poison_is_found_out_in_every_runtime", |bench| {
@@ -469,10 +469,11 @@ fn poison_is_found_out_in_every_runtime() {
         if runtime == Runtime::Wasm {
             return;
         }
-        let others = ["ben", "cyn"].map(|name| start(runtime, name, &bench.path("tmp")));
+        let others =
+            ["ben", "cyn", "dan", "eve"].map(|name| start(runtime, name, &bench.path("tmp")));
         let item = |n: usize| if n == 7 { "poison 7\n".to_owned() } else { format!("well {n}\n") };
         let items: String = (1..=20).map(item).collect();
-        let options = ["--crash-limit", "1", "--retries", "0", "--format", "json"];
+        let options = ["--retries", "0", "--format", "json"];
         let more = others.each_ref().map(|worker| ["--worker", worker.address()]).concat();
         let words = [&more[..], &options].concat();
         let done = bench.map(&words, &bench.moods(), items.as_bytes()).exits(1);
@@ -484,13 +485,13 @@ fn poison_is_found_out_in_every_runtime() {
             assert_eq!(line["status"], status, "{runtime}: {line}");
         }
         let told = lines[6]["error"].as_str().unwrap();
-        assert!(told.contains("killed the worker that ran it, 2 times"), "{runtime}: {told}");
+        assert!(told.contains("killed the worker that ran it, 4 times"), "{runtime}: {told}");
         let is_dead = |pid: u32| {
             // Whoever waits for it has not yet.
             std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|it| it.contains(") Z "))
         };
         let workers = others.iter().map(WorkerProcess::pid).chain([bench.worker.pid()]);
         let dead = workers.filter(|&pid| is_dead(pid)).count();
-        assert_eq!(dead, 2, "{runtime}: workers that died");
+        assert_eq!(dead, 4, "{runtime}: workers that died");
     });
 }
