@@ -20,6 +20,9 @@ pub const DRIVER_QUEUE: usize = 256;
 /// The largest chunk that the scheduler asks for, in bytes of input; one longer item goes alone.
 pub const CHUNK_BYTES_MAX: u64 = 1024 * 1024;
 
+/// The same for filters: one that holds its lines back is started for each chunk, which must be worth it.
+pub const FILTER_CHUNK_BYTES_MAX: u64 = 4 * CHUNK_BYTES_MAX;
+
 /// The most items in one chunk: what is told of each of them (lengths, durations, failures) must fit
 /// one message of gRPC, 4 MiB.
 pub const CHUNK_ITEMS_MAX: u32 = 1 << 16;

@@ -4,7 +4,9 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use widemap_common::ids::AttemptId;
-use widemap_common::limits::{CHUNK_BYTES_MAX, CUT_CHUNKS_MAX, QUEUE_LOOKED_AT_MAX};
+use widemap_common::limits::{
+    CHUNK_BYTES_MAX, CUT_CHUNKS_MAX, FILTER_CHUNK_BYTES_MAX, QUEUE_LOOKED_AT_MAX,
+};
 use widemap_common::spec::Runtime;
 use widemap_common::time::Time;
 
@@ -89,8 +91,7 @@ impl Scheduler {
         let chunks = u32::try_from(room).unwrap_or(u32::MAX).min(most);
         let items_max = job.sizing.items(job.items_left(), job.pool.slots());
         let bytes_max = match job.policy.runtime {
-            // One that holds its lines back is started for each chunk, which must be worth it.
-            Runtime::Filter => 2 * CHUNK_BYTES_MAX,
+            Runtime::Filter => FILTER_CHUNK_BYTES_MAX,
             _ => CHUNK_BYTES_MAX,
         };
         actions.push(Action::Cut { job: job.id, chunks, items_max, bytes_max });

@@ -142,7 +142,7 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
     });
     let plan = Plan {
         policy: driver::job_policy(&submission.spec, submission.policy.clone()),
-        blocks: driver::block_rule(submission.blocks),
+        blocks: driver::block_rule(submission.blocks, submission.spec.function.runtime()),
         spec: submission.spec,
         source,
         sources,

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use widemap_common::framing::Framing;
 use widemap_common::limits::{
-    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_ITEMS_MAX, BLOCKS_PER_SIZE, READ_BLOCK_BYTES,
+    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_ITEMS_MAX, BLOCKS_PER_SIZE, FILTER_CHUNK_BYTES_MAX,
+    READ_BLOCK_BYTES,
 };
 
 use super::source::InputError;
@@ -15,6 +16,8 @@ pub enum BlockRule {
     /// For runtimes that work item by item: a block is whatever was read, up to its last whole
     /// item, and chunks of any size are cut from it.
     ItemWise,
+    /// As `ItemWise`, read in larger pieces, for chunks that are worth the start of a process each.
+    ItemWiseLarge,
     /// Each block is one chunk: the shortest run of whole items with at least so many bytes (or
     /// with [`BLOCK_ITEMS_MAX`] items, if that comes first).
     Fixed(u64),
@@ -27,13 +30,14 @@ impl BlockRule {
     /// Whether each block is exactly one chunk.
     #[must_use]
     pub fn is_block_wise(self) -> bool {
-        self != Self::ItemWise
+        matches!(self, Self::Fixed(_) | Self::Schedule)
     }
 
     /// The bytes that block number `index` (from 0) reaches for.
     fn target_bytes(self, index: u64) -> usize {
         let bytes = match self {
             Self::ItemWise => READ_BLOCK_BYTES as u64,
+            Self::ItemWiseLarge => FILTER_CHUNK_BYTES_MAX,
             Self::Fixed(bytes) => bytes.max(1),
             Self::Schedule => {
                 let doublings = (index / BLOCKS_PER_SIZE).min(u64::from(u32::BITS)) as u32;
@@ -217,7 +221,7 @@ impl Splitter {
     fn walk_to_end(&mut self) -> Result<Option<usize>, InputError> {
         let target = self.start.saturating_add(self.rule.target_bytes(self.blocks));
         let items_max = match self.rule {
-            BlockRule::ItemWise => u64::MAX,
+            BlockRule::ItemWise | BlockRule::ItemWiseLarge => u64::MAX,
             BlockRule::Fixed(_) | BlockRule::Schedule => u64::from(BLOCK_ITEMS_MAX),
         };
         while let Some(prefix) = self.buffer[self.scanned..].first_chunk() {

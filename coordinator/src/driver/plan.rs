@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use widemap_common::spec::JobSpec;
+use widemap_common::spec::{JobSpec, Runtime};
 use widemap_common::time::Timers;
 use widemap_proto::jobs::{Blocks, Policy, Submission};
 use widemap_sched::event::JobPolicy;
@@ -129,8 +129,9 @@ pub(crate) fn job_policy(spec: &JobSpec, policy: Policy) -> JobPolicy {
 }
 
 /// How items are cut.
-pub(crate) fn block_rule(blocks: Blocks) -> BlockRule {
+pub(crate) fn block_rule(blocks: Blocks, runtime: Runtime) -> BlockRule {
     match blocks {
+        Blocks::ItemWise if runtime == Runtime::Filter => BlockRule::ItemWiseLarge,
         Blocks::ItemWise => BlockRule::ItemWise,
         Blocks::Fixed(bytes) => BlockRule::Fixed(bytes),
         Blocks::Schedule => BlockRule::Schedule,

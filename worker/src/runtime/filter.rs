@@ -377,19 +377,17 @@ impl Filter<'_, '_> {
 
     /// Reads and counts. How many bytes.
     fn take(&mut self, live: &mut Live, pass: &mut Pass) -> usize {
-        let output = &mut self.attempt.output;
-        let before = output.buffer.len();
-        let read = live.read(output);
-        let printed = &output.buffer[before..];
-        match memrchr(self.separator, printed) {
-            None => pass.open_bytes += printed.len() as u64,
-            Some(last) => {
-                pass.lines += memchr_iter(self.separator, printed).count() as u64;
-                pass.open_bytes = (printed.len() - last - 1) as u64;
-                pass.line_at = Instant::now();
+        let separator = self.separator;
+        live.read_tentatively(&mut self.attempt.output, |printed| {
+            match memrchr(separator, printed) {
+                None => pass.open_bytes += printed.len() as u64,
+                Some(last) => {
+                    pass.lines += memchr_iter(separator, printed).count() as u64;
+                    pass.open_bytes = (printed.len() - last - 1) as u64;
+                    pass.line_at = Instant::now();
+                }
             }
-        }
-        read
+        })
     }
 
     /// Whether more has come than may.

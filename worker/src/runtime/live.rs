@@ -110,14 +110,22 @@ impl Live {
         self.ended
     }
 
-    /// Reads what it has printed, a turn of it. How many bytes.
-    pub(super) fn read(&mut self, output: &mut AttemptOutput<'_>) -> usize {
+    /// Reads what it has printed and may have to be taken back, a turn of it; `seen` is shown each piece. How
+    /// many bytes.
+    pub(super) fn read_tentatively(
+        &mut self,
+        output: &mut AttemptOutput<'_>,
+        mut seen: impl FnMut(&[u8]),
+    ) -> usize {
         let mut moved = 0;
         while moved < TURN_BYTES {
             let Some(pipe) = &self.stdout else { break };
-            match rustix::io::read(pipe, output.room()) {
+            match rustix::io::read(pipe, output.room_after_kept()) {
                 Ok(0) => self.stdout = None,
-                Ok(read) => moved += read,
+                Ok(read) => {
+                    moved += read;
+                    seen(&output.buffer[output.buffer.len() - read..]);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(_) => self.stdout = None,

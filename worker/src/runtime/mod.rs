@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use widemap_common::ids::ItemRange;
-use widemap_common::limits::PART_BYTES_MAX;
+use widemap_common::limits::{FILTER_CHUNK_BYTES_MAX, PART_BYTES_MAX};
 use widemap_common::time::Timers;
 use widemap_proto::session::Done;
 
@@ -47,7 +47,10 @@ pub(crate) struct Workbench {
     tail: Tail,
     /// A process that waits for more of its job.
     kept: Option<Kept>,
+    /// An input that came in parts.
+    gathered: Vec<u8>,
     /// What modules of WebAssembly need of a slot.
+    #[cfg_attr(not(feature = "wasm"), expect(dead_code, reason = "there are none"))]
     clock: wasm::Clock,
 }
 
@@ -65,6 +68,7 @@ impl Workbench {
             request: SpawnRequest::default(),
             tail: Tail::default(),
             kept: None,
+            gathered: Vec::new(),
             clock: wasm::Clock::default(),
         }
     }
@@ -167,10 +171,24 @@ impl Attempt<'_> {
             TaskInput::Whole(_) => None,
         };
         match &self.job.runner {
-            Runner::Filter(launch, argv, manner) => match whole(input, &bench.control) {
-                Some(input) => filter::run(self, bench, launch, argv, manner, &input),
-                None => Ok(Progress::Cancelled),
-            },
+            Runner::Filter(launch, argv, manner) => {
+                let mut gathered = std::mem::take(&mut bench.gathered);
+                let progress = match whole_in(input, &bench.control, &mut gathered) {
+                    Some(input) => {
+                        let input = match &input {
+                            Input::Piece(bytes) => bytes.as_ref(),
+                            Input::Gathered => gathered.as_slice(),
+                        };
+                        filter::run(self, bench, launch, argv, manner, input)
+                    }
+                    None => Ok(Progress::Cancelled),
+                };
+                // That of an item that was very long is not kept.
+                if gathered.capacity() as u64 <= 2 * FILTER_CHUNK_BYTES_MAX {
+                    bench.gathered = gathered;
+                }
+                progress
+            }
             Runner::Python(python) => match whole(input, &bench.control) {
                 Some(input) => python::run(self, bench, python, &input),
                 None => Ok(Progress::Cancelled),
@@ -191,15 +209,31 @@ impl Attempt<'_> {
 
 /// The whole input of an attempt, waited for if it is not all here; nothing if it is cancelled.
 fn whole(input: TaskInput, control: &Arc<SlotControl>) -> Option<Bytes> {
+    let mut gathered = Vec::new();
+    Some(match whole_in(input, control, &mut gathered)? {
+        Input::Piece(bytes) => bytes,
+        Input::Gathered => Bytes::from(gathered),
+    })
+}
+
+/// Where the whole input of an attempt is.
+enum Input {
+    Piece(Bytes),
+    /// In the buffer that was given for it.
+    Gathered,
+}
+
+/// As [`whole`], in `gathered` if it does not come in one piece.
+fn whole_in(input: TaskInput, control: &Arc<SlotControl>, gathered: &mut Vec<u8>) -> Option<Input> {
     let stream = match input {
-        TaskInput::Whole(bytes) => return Some(bytes),
+        TaskInput::Whole(bytes) => return Some(Input::Piece(bytes)),
         TaskInput::Stream(stream) => stream,
     };
-    let mut gathered = Vec::new();
+    gathered.clear();
     loop {
         match stream.take(control) {
             Taken::Part(part) => gathered.extend_from_slice(&part),
-            Taken::End => return Some(Bytes::from(gathered)),
+            Taken::End => return Some(Input::Gathered),
             Taken::NothingYet if control.is_cancelled() => return None,
             Taken::NothingYet => control.wait(None),
         }

@@ -70,7 +70,10 @@ impl OutputBuffers {
 /// The output of one attempt, from its first byte on.
 pub(crate) struct AttemptOutput<'a> {
     pub(crate) buffer: Vec<u8>,
-    /// What was handed to the session before the buffer.
+    /// Parts before the buffer that may still be taken back.
+    kept: Vec<Bytes>,
+    kept_bytes: u64,
+    /// What was handed to the session before those.
     handed_bytes: u64,
     flow: Option<Arc<Flow>>,
     attempt: AttemptId,
@@ -88,7 +91,8 @@ impl<'a> AttemptOutput<'a> {
         control: &'a Arc<SlotControl>,
     ) -> Self {
         let buffer = std::mem::take(&mut buffers.buffer);
-        Self { buffer, handed_bytes: 0, flow: None, attempt, lane, shared, control }
+        let (kept, kept_bytes, handed_bytes) = (Vec::new(), 0, 0);
+        Self { buffer, kept, kept_bytes, handed_bytes, flow: None, attempt, lane, shared, control }
     }
 
     /// Tells the user of the job something.
@@ -98,18 +102,49 @@ impl<'a> AttemptOutput<'a> {
 
     /// How many bytes there are so far.
     pub(crate) fn position(&self) -> u64 {
-        self.handed_bytes + self.buffer.len() as u64
+        self.handed_bytes + self.kept_bytes + self.buffer.len() as u64
     }
 
     /// Takes back what follows `position`, and returns how much of it cannot be taken back, since
     /// the session has it.
     pub(crate) fn truncate(&mut self, position: u64) -> u64 {
-        if let Some(kept) = position.checked_sub(self.handed_bytes) {
-            self.buffer.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+        if let Some(left) = position.checked_sub(self.handed_bytes + self.kept_bytes) {
+            self.buffer.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             return 0;
         }
         self.buffer.clear();
-        self.handed_bytes - position
+        while let Some(part) = self.kept.last_mut() {
+            let begins = self.handed_bytes + self.kept_bytes - part.len() as u64;
+            let left = usize::try_from(position.saturating_sub(begins)).unwrap_or(usize::MAX);
+            self.kept_bytes -= part.len().saturating_sub(left) as u64;
+            part.truncate(left);
+            if left > 0 {
+                return 0;
+            }
+            self.kept.pop();
+        }
+        self.handed_bytes.saturating_sub(position)
+    }
+
+    /// What follows `position`, in pieces, as far as the session does not have it.
+    pub(crate) fn since(&self, position: u64) -> impl Iterator<Item = &[u8]> {
+        let pieces = self.kept.iter().map(AsRef::as_ref).chain([self.buffer.as_slice()]);
+        let mut begins = self.handed_bytes;
+        pieces.map(move |piece: &[u8]| {
+            let skipped = usize::try_from(position.saturating_sub(begins)).unwrap_or(usize::MAX);
+            begins += piece.len() as u64;
+            &piece[skipped.min(piece.len())..]
+        })
+    }
+
+    /// As [`Self::room`], for what may be taken back: what is before it stays where it is.
+    pub(crate) fn room_after_kept(&mut self) -> SpareCapacity<'_, u8> {
+        if self.buffer.len() >= PART_BYTES_MAX {
+            let whole = std::mem::replace(&mut self.buffer, Vec::with_capacity(PART_BYTES_MAX));
+            self.kept_bytes += whole.len() as u64;
+            self.kept.push(Bytes::from(whole));
+        }
+        self.room()
     }
 
     /// Room to read into, at least some.
@@ -122,6 +157,7 @@ impl<'a> AttemptOutput<'a> {
 
     /// Hands whole parts to the session.
     pub(crate) fn hand_over(&mut self) {
+        self.hand_kept();
         if self.buffer.len() < PART_BYTES_MAX {
             return;
         }
@@ -135,9 +171,19 @@ impl<'a> AttemptOutput<'a> {
 
     /// Hands all of it to the session, so that what ends the attempt has room in its message.
     pub(crate) fn hand_all(&mut self) {
+        self.hand_kept();
         let mut rest = Bytes::from(std::mem::take(&mut self.buffer));
         while !rest.is_empty() {
             self.hand_part(rest.split_to(rest.len().min(PART_BYTES_MAX)));
+        }
+    }
+
+    fn hand_kept(&mut self) {
+        self.kept_bytes = 0;
+        for mut part in std::mem::take(&mut self.kept) {
+            while !part.is_empty() {
+                self.hand_part(part.split_to(part.len().min(PART_BYTES_MAX)));
+            }
         }
     }
 
@@ -190,7 +236,12 @@ fn growth(length: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek as _, Write as _};
+
+    use widemap_common::time::Timers;
+
     use super::*;
+    use crate::slots::Slots;
 
     #[test]
     fn a_long_output_is_read_in_few_pieces() {
@@ -203,6 +254,36 @@ mod tests {
         .collect();
         assert_eq!(steps, [64, 256, 1024, 1536, 2304]);
         assert_eq!(growth(PART_BYTES_MAX - 1), 1);
+    }
+
+    #[test]
+    fn what_is_kept_is_shown_and_taken_back_across_parts() {
+        let printed: Vec<u8> = (0_u32..3 << 20).map(|at| (at % 251) as u8).collect();
+        let slots = Slots::new(1, Timers::default(), None).unwrap();
+        let control = Arc::new(SlotControl::new(0).unwrap());
+        let mut buffers = OutputBuffers::default();
+        let mut output =
+            AttemptOutput::begin(&mut buffers, AttemptId(1), LaneId(0), &slots.shared, &control);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&printed).unwrap();
+        file.rewind().unwrap();
+        while rustix::io::read(&file, output.room_after_kept()).unwrap() > 0 {}
+        let since =
+            |output: &AttemptOutput<'_>, from| output.since(from).collect::<Vec<_>>().concat();
+        let part = PART_BYTES_MAX;
+        assert_eq!(output.position(), printed.len() as u64);
+        for from in [0, 1, part - 1, part, part + 1, 2 * part + 7, printed.len()] {
+            assert!(since(&output, from as u64) == printed[from..], "from {from}");
+        }
+        for left in [2 * part + 9, 2 * part, part + 10] {
+            assert_eq!(output.truncate(left as u64), 0);
+            assert_eq!(output.position(), left as u64);
+            assert!(since(&output, 0) == printed[..left], "{left} are left");
+        }
+        // The session has it from then on.
+        output.hand_over();
+        assert_eq!(output.position(), part as u64 + 10);
+        assert_eq!(output.truncate(6), part as u64 + 4);
     }
 
     #[test]

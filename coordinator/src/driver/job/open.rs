@@ -123,7 +123,7 @@ impl Job {
             move || progressed.notify_one()
         };
         let Submission { spec, blocks, policy, output, .. } = plan.submission;
-        let blocks = plan::block_rule(blocks);
+        let blocks = plan::block_rule(blocks, spec.function.runtime());
         let shape = shape(&spec, blocks);
         let source = data::Source::File(plan.input);
         let mut input = Input::open(source, spec.framing, blocks, wake())?;

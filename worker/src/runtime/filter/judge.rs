@@ -109,13 +109,15 @@ impl Filter<'_, '_> {
         if group.items == 1 {
             return self.attempt.results.item(output.position() - start, micros);
         }
-        let printed = (output.position() - start) as usize;
-        let printed = &output.buffer[output.buffer.len() - printed..];
-        let mut line_start = 0;
-        for end in memchr_iter(self.separator, printed) {
-            let bytes = (end + 1 - line_start) as u64;
-            self.attempt.results.item(bytes, micros / u64::from(group.items));
-            line_start = end + 1;
+        let mut open_bytes = 0;
+        for piece in output.since(start) {
+            let mut line_start = 0;
+            for end in memchr_iter(self.separator, piece) {
+                let bytes = open_bytes + (end + 1 - line_start) as u64;
+                self.attempt.results.item(bytes, micros / u64::from(group.items));
+                (line_start, open_bytes) = (end + 1, 0);
+            }
+            open_bytes += (piece.len() - line_start) as u64;
         }
     }
 
