@@ -84,7 +84,7 @@ struct Memory {
 }
 
 impl Cgroup {
-    /// Makes a group for each slot; nothing where that is not asked for, or not allowed to everybody's.
+    /// Makes a group for each slot; nothing where that is not asked for, or the own group is not delegated.
     pub(super) fn make(&self, slots: u32) -> Result<Option<Groups>, CgroupError> {
         match self {
             Self::Off => Ok(None),

@@ -36,8 +36,8 @@ pub(crate) use steward::Steward;
 /// Files beside the slots' own that the spawner itself needs.
 const SPAWNER_FILES: u64 = 64;
 
-/// Files of a slot: its socket, and those of its control group.
-const SLOT_FILES: u64 = 6;
+/// Files of a control group.
+const GROUP_FILES: u64 = 5;
 
 /// The process that starts commands, and a channel to it for each slot.
 ///
@@ -125,10 +125,6 @@ impl Spawner {
             return Err(SpawnerError::Threads(threads));
         }
         let files = raise_open_files();
-        let (groups, group_directories) = match cgroup.make(slots)? {
-            Some(Groups { slots, directories }) => (slots, directories),
-            None => (Vec::new(), Directories::default()),
-        };
         let pairs: Vec<_> = (0..slots)
             .map(|_| UnixStream::pair())
             .collect::<Result<_, _>>()
@@ -137,12 +133,22 @@ impl Spawner {
         let steward =
             user.as_ref().map(|_| steward::pair()).transpose().map_err(SpawnerError::Sockets)?;
         let (steward, ends) = steward.unzip();
+        let (groups, group_directories) = match cgroup.make(slots) {
+            Ok(Some(Groups { slots, directories })) => (slots, directories),
+            Ok(None) => (Vec::new(), Directories::default()),
+            Err(error) => {
+                // Whoever tries again without them is to find the limit as it was.
+                lower_open_files(files);
+                return Err(error.into());
+            }
+        };
+        let group_files = GROUP_FILES * groups.len() as u64;
         let name = format!("widemap-{}-{:016x}", std::process::id(), fastrand::u64(..));
         let directory = std::env::temp_dir().join(name);
         let Some(pid) = fork()? else {
             // The spawner: from here on a process of its own.
             drop((ours, steward));
-            lower_open_files(files.max(SLOT_FILES * u64::from(slots) + SPAWNER_FILES));
+            lower_open_files(files.max(u64::from(slots) + group_files + SPAWNER_FILES));
             let life = || live(theirs, groups, user.as_ref().zip(ends), &directory);
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(life));
             // Also where the worker had no time to: nothing works there any more.

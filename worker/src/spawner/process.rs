@@ -29,7 +29,8 @@ use super::message::{Field, Fields, Reply, Request, read_request};
 /// What is read from a slot's socket at once.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Serves the slots behind `sockets`, each with its control group if there are any, until the worker has closed them all, then ends all that is
+/// Serves the slots behind `sockets`, each with its control group if there are any, until the worker
+/// has closed them all, then ends all that is
 /// left of what was started.
 pub(super) fn run(sockets: Vec<UnixStream>, groups: Vec<SlotGroup>) -> io::Result<()> {
     let child_ended = set_up()?;

@@ -149,6 +149,32 @@ async fn another_user_s_items_are_in_groups_too() {
     eventually("the stray has ended", || !strays(&file).into_iter().any(lives)).await;
 }
 
+/// As a service manager does it: the worker is started in a group that is marked as its own.
+#[tokio::test]
+async fn a_worker_in_a_delegated_group_divides_it_by_itself() {
+    let test = "a_worker_in_a_delegated_group_divides_it_by_itself";
+    let Some(group) = Group::new(test) else { return };
+    let mark = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&group.0, "trusted.delegate", b"1", mark).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("strays");
+    let wait = format!("until [ -s {} ]; do sleep 0.01; done", file.display());
+    let enter = format!("echo 0 > {}/cgroup.procs && exec \"$@\"", group.0.display());
+    let mut command = Command::new("sh");
+    command.args(["-c", &enter, "sh", env!("CARGO_BIN_EXE_widemap-worker")]);
+    command.args(["--no-mdns", "--listen", "127.0.0.1:0", "--slots", "2"]);
+    let worker = WorkerProcess::start_in(&mut command);
+    let mut link = patient_link(&worker).await;
+    link.open_job(shell(&format!("{} {wait}; echo $1", stray(&file)))).await;
+    let (output, done) = link.run(1, b"x\n").await;
+    assert_eq!((text(&output), &done.faults[..]), ("x\n", &[][..]));
+    eventually("the stray has ended", || !strays(&file).into_iter().any(lives)).await;
+    let mut names: Vec<_> = group.entries();
+    names.sort();
+    let own = group.0.join(format!("widemap-{}", worker.pid()));
+    assert_eq!(names, [own, group.0.join("widemap-main")]);
+}
+
 #[test]
 fn what_is_no_control_group_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ pub(crate) const IS_BUILT: bool = false;
 
 /// What a slot uses again for each block: nothing.
 #[derive(Default)]
-pub(super) struct Clock;
+pub(super) struct Clock {}
 
 /// No modules.
 #[derive(Debug)]
