@@ -2,6 +2,7 @@
 //! through the same gRPC session as any other, over a socket pair that nobody else can reach.
 
 use std::io;
+use std::process::ExitCode;
 
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
@@ -9,6 +10,12 @@ use tokio_util::sync::CancellationToken;
 use widemap_common::time::Timers;
 use widemap_worker::{Registry, Worker, WorkerConfig};
 pub(crate) use widemap_worker::{Spawner, SpawnerError};
+
+/// Nothing but a worker, with the command line of `widemap-worker`. Must be called before the process has a second
+/// thread.
+pub(crate) fn alone() -> ExitCode {
+    widemap_worker::main(Registry::stock())
+}
 
 /// The embedded worker's task, ended by [`Embedded::close`].
 pub(crate) struct Embedded {

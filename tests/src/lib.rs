@@ -3,6 +3,7 @@
 
 mod background;
 mod binaries;
+mod containers;
 mod name_server;
 mod net;
 mod observe;
@@ -14,6 +15,7 @@ mod wait;
 
 pub use background::MapProcess;
 pub use binaries::{binary, example};
+pub use containers::{Container, Demo, Docker};
 pub use name_server::NameServer;
 pub use net::{Cable, Host, Network, Way};
 pub use observe::{cpu_time, memory_bytes, memory_peak_bytes, processes_with};

@@ -22,6 +22,7 @@ mod wasm;
 mod workers;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -74,6 +75,12 @@ enum Command {
     /// Look at what a coordinator keeps on its disk
     #[command(subcommand, disable_help_subcommand = true)]
     Journal(journal::JournalCommand),
+    /// Write man pages and completions for shells to a directory
+    #[command(hide = true)]
+    Manual {
+        /// Made where it does not exist
+        directory: PathBuf,
+    },
 }
 
 /// Reads the command line, does what it says, and returns the exit status.
@@ -108,6 +115,15 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Key(command)) => key::run(&command),
         Some(Command::Journal(command)) => journal::run(&command),
+        Some(Command::Manual { directory }) => {
+            match widemap_cluster::manual::write(Cli::command(), &directory) {
+                Ok(()) => ExitCode::from(exit::OK),
+                Err(error) => {
+                    complain(&format!("cannot write to {}: {error}", directory.display()), None);
+                    ExitCode::from(exit::USAGE)
+                }
+            }
+        }
         None => {
             say::line(&Cli::command().render_help().to_string());
             ExitCode::from(exit::USAGE)

@@ -6,6 +6,7 @@
 mod chaos;
 mod clock;
 mod conformance;
+mod containers;
 mod deaths;
 mod discovery;
 mod doctor;
@@ -18,6 +19,7 @@ mod filter;
 mod functions;
 mod fuzz;
 mod help;
+mod hosts;
 mod journal;
 mod large;
 mod limits;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use widemap_cluster::IdentityError;
 use widemap_cluster::config::ConfigError;
@@ -37,6 +38,8 @@ pub(super) enum CliError {
         "cannot announce the worker by mDNS: {0}\n  Name it to those who use it (--worker HOST:PORT) and add --no-mdns"
     )]
     Mdns(#[from] MdnsError),
+    #[error("cannot write to {path}: {1}", path = .0.display())]
+    Manual(PathBuf, #[source] io::Error),
     #[error("--log {0}: {1}")]
     Log(String, #[source] tracing_subscriber::filter::ParseError),
     #[error("cannot listen on {0}: {1}{hint}", hint = in_use(.1))]
@@ -63,6 +66,7 @@ impl CliError {
             Self::Address(..)
             | Self::NotLoopback(_)
             | Self::Log(..)
+            | Self::Manual(..)
             | Self::LogFormat { .. }
             | Self::Identity(_)
             | Self::Config(_)

@@ -1,6 +1,7 @@
 //! The command line of a worker, for the stock binary and for those with functions of their own.
 
 mod error;
+mod manager;
 mod options;
 mod presence;
 
@@ -11,13 +12,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use widemap_cluster::config::Config;
-use widemap_cluster::{Identity, harden};
+use widemap_cluster::{Identity, harden, manual};
 use widemap_common::limits::SLOTS_MAX;
 use widemap_common::spec::Runtime;
 
@@ -26,6 +27,7 @@ use crate::register::Registration;
 use crate::spawner::{Cgroup, RunAs, Spawner, SpawnerError};
 use crate::worker::{Worker, WorkerConfig};
 use error::{CliError, USAGE};
+use manager::Manager;
 use options::{
     LogFormat, Options, addresses, host_name, identity, interfaces, is_announced, listen,
     log_format, variable,
@@ -47,7 +49,13 @@ pub fn main(registry: Registry) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
     };
-    match run(options, registry) {
+    let done = match &options.manual {
+        Some(directory) => manual::write(Options::command(), directory)
+            .map(|()| 0)
+            .map_err(|error| CliError::Manual(directory.clone(), error)),
+        None => run(options, registry),
+    };
+    match done {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             say(&format!("widemap-worker: {error}"));
@@ -147,6 +155,8 @@ async fn serve(
         };
         u8::try_from(number.as_raw_value()).unwrap_or_default()
     };
+    let manager = Manager::find();
+    let mut beating = pin!(manager.beat());
     let mut serving = pin!(worker.serve_listener(listener, shutdown.clone()));
     let served = tokio::select! {
         // The worker begins when it is polled first.
@@ -158,7 +168,9 @@ async fn serve(
         return served.map(|()| 0).map_err(CliError::Worker);
     }
     say_start().map_err(CliError::Announce)?;
+    manager.ready();
     tokio::select! {
+        never = &mut beating => match never {},
         served = &mut serving => {
             presence.end().await;
             served?;
@@ -169,8 +181,10 @@ async fn serve(
     say(&format!(
         "draining: no new work; what runs has up to {drain_timeout:?}; a second signal ends at once"
     ));
+    manager.draining();
     shutdown.cancel();
     tokio::select! {
+        never = &mut beating => match never {},
         (served, ()) = async { tokio::join!(&mut serving, presence.end()) } => {
             served?;
             say("drained");

@@ -36,6 +36,9 @@ Announce it over this interface alone; may be repeated
                   On several hosts:      widemap key new, the same file on each, then: widemap-worker"
 )]
 pub(super) struct Options {
+    /// Write man pages and completions for shells to DIR, and end
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(super) manual: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one [default: 0.0.0.0:7433 with a key, else 127.0.0.1:0]
     #[arg(long, value_name = "ADDR", help_heading = "Where")]
     pub(super) listen: Option<String>,

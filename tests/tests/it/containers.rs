@@ -1,0 +1,181 @@
+//! The demo of `deploy/compose.yaml`, on a real Docker: each host is a container with an address of its own, and what
+//! happens to hosts happens in the middle of a job. The output is the same in each story.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use widemap_tests::{
+    Demo, Docker, MapProcess, Run, eventually, eventually_within, run, run_within,
+};
+
+use crate::support::{counted, numbers};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// What the client says before the last of its input is read takes no longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// 300 items of a tenth of a second.
+const ITEMS: u32 = 300;
+
+fn list() -> String {
+    numbers(1..=ITEMS)
+}
+
+fn wanted() -> String {
+    (1..=ITEMS).map(|number| format!("item {number}\n")).collect()
+}
+
+/// Starts the job, and waits until it is well under way.
+fn job(demo: &Demo) -> MapProcess {
+    let command = ["map", "--", "sh", "-c", "sleep 0.1; echo item $1", "sh"];
+    let map = MapProcess::start(demo.client(&command), list());
+    eventually_within(
+        PATIENCE,
+        "a tenth of the job is done",
+        || jobs(demo).first().map_or(0, |job| job["items"]["ok"].as_u64().unwrap()),
+        |&done| done >= 30,
+    );
+    map
+}
+
+/// What the coordinator says of its jobs, the last one first.
+fn jobs(demo: &Demo) -> Vec<serde_json::Value> {
+    let coordinator = demo.containers("coordinator");
+    let [coordinator] = &coordinator[..] else { return Vec::new() };
+    let words = ["exec", coordinator, "widemap", "jobs", "--format", "json"];
+    let mut ask = demo.docker().command(&words);
+    // It may be about to be started again.
+    let Ok(answer) = ask.output() else { return Vec::new() };
+    let lines = String::from_utf8_lossy(&answer.stdout).into_owned();
+    lines.lines().rev().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn ended_well(map: MapProcess) -> Run {
+    let done = map.finish().exits(0);
+    assert_eq!(done.text(), wanted(), "{}", done.stderr);
+    done
+}
+
+/// The commands of a page that are about containers, in their order.
+fn commands(page: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(Path::new(ROOT).join(page)).unwrap();
+    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.filter(|block| block.contains("docker compose")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_demo_works_as_it_is_printed_also_with_a_killed_worker() {
+    let test = "the_demo_works_as_it_is_printed_also_with_a_killed_worker";
+    let Some(docker) = Docker::find(test) else { return };
+    let type_in = |block: &str| run_within(PATIENCE, docker.script(block), b"");
+    let items: String = (1..=200).map(|number| format!("item {number}\n")).collect();
+    let readme = commands("README.md");
+    let [demo] = &readme[..] else { panic!("{readme:?}") };
+    let done = type_in(demo).exits(0);
+    assert!(done.text().contains(&items), "{}{}", done.text(), done.stderr);
+
+    let pages = commands("deploy/README.md");
+    let [up, kill, more] = &pages[..] else { panic!("{pages:?}") };
+    let done = type_in(up).exits(0);
+    assert!(done.text().contains(&items), "{}{}", done.text(), done.stderr);
+    let done = type_in(kill).exits(0);
+    let sums: Vec<_> = done.text().lines().filter(|line| line.ends_with("  -")).collect();
+    assert_eq!(sums.len(), 2, "{}", done.text());
+    assert_eq!(sums[0], sums[1], "{}", done.stderr);
+    assert!(done.stderr.contains("1 lost"), "{}", done.stderr);
+    let done = type_in(more).exits(0);
+    assert_eq!(done.text().matches("ready").count(), 5, "{}{}", done.text(), done.stderr);
+    assert_eq!(done.text().matches("complete").count(), 3, "{}{}", done.text(), done.stderr);
+    let left = docker.run(&["ps", "--all", "--quiet", "--filter", &docker.label()]);
+    assert_eq!(left, "");
+}
+
+#[test]
+fn a_killed_container_changes_nothing_in_the_output() {
+    let Some(demo) = Demo::up("a_killed_container_changes_nothing_in_the_output") else { return };
+    let map = job(&demo);
+    let worker = &demo.containers("worker")[0];
+    let _ = demo.docker().run(&["kill", worker]);
+    let done = ended_well(map);
+    assert_eq!(counted(&done, "lost"), 1, "{}", done.stderr);
+}
+
+#[test]
+fn a_paused_container_is_given_up_and_its_late_results_are_ignored() {
+    let Some(demo) = Demo::up("a_paused_container_is_given_up") else { return };
+    let map = job(&demo);
+    let worker = &demo.containers("worker")[0];
+    let _ = demo.docker().run(&["pause", worker]);
+    let done = ended_well(map);
+    assert_eq!(counted(&done, "lost"), 1, "{}", done.stderr);
+    let _ = demo.docker().run(&["unpause", worker]);
+    // It is used again.
+    let again = run_within(PATIENCE, demo.client(&["map", "--builtin", "square"]), b"7\n");
+    assert_eq!(again.exits(0).text(), "49\n");
+}
+
+#[test]
+fn a_host_that_leaves_the_network_for_a_while_runs_nothing_twice() {
+    let test = "a_host_that_leaves_the_network_for_a_while_runs_nothing_twice";
+    let Some(demo) = Demo::up(test) else { return };
+    let map = job(&demo);
+    let worker = &demo.containers("worker")[0];
+    let network = demo.network();
+    let _ = demo.docker().run(&["network", "disconnect", &network, worker]);
+    std::thread::sleep(Duration::from_secs(2));
+    let _ = demo.docker().run(&["network", "connect", "--alias", "worker", &network, worker]);
+    let done = ended_well(map);
+    let job = &jobs(&demo)[0];
+    println!("attempts: {}, retried: {}", job["attempts"], job["retried"]);
+    assert_eq!(counted(&done, "failed"), 0);
+}
+
+#[test]
+fn every_host_is_started_again_in_turn_and_nothing_is_lost() {
+    let test = "every_host_is_started_again_in_turn_and_nothing_is_lost";
+    let Some(demo) = Demo::up(test) else { return };
+    let map = job(&demo);
+    for service in ["worker", "coordinator"] {
+        for container in demo.containers(service) {
+            let _ = demo.docker().run(&["restart", &container]);
+        }
+    }
+    let done = ended_well(map);
+    // A worker that is told to end finishes what it runs: nobody is lost.
+    assert_eq!(counted(&done, "lost"), 0, "{}", done.stderr);
+}
+
+#[test]
+fn a_host_on_a_bad_network_changes_nothing_in_the_output() {
+    let test = "a_host_on_a_bad_network_changes_nothing_in_the_output";
+    let Some(demo) = Demo::up(test) else { return };
+    let process = demo.process(&demo.containers("worker")[0]).to_string();
+    for chain in ["INPUT", "OUTPUT"] {
+        let mut drop = Command::new("nsenter");
+        drop.args(["--net", "--target", &process, "iptables", "-A", chain]);
+        drop.args(["-m", "statistic", "--mode", "random", "--probability", "0.05", "-j", "DROP"]);
+        let _ = run(drop, b"").exits(0);
+    }
+    let _ = ended_well(job(&demo));
+}
+
+#[test]
+fn workers_are_found_by_multicast_and_by_name_across_a_bridge() {
+    let test = "workers_are_found_by_multicast_and_by_name_across_a_bridge";
+    let Some(demo) = Demo::up(test) else { return };
+    // Five of them now.
+    let _ = demo.compose(&["up", "--detach", "--scale", "worker=5"]);
+    let coordinator = &demo.containers("coordinator")[0];
+    for source in [["--mdns"].as_slice(), &["--dns", "worker"]] {
+        let listing = [&["exec", coordinator, "widemap", "workers", "--format", "json"], source];
+        let _ = eventually(
+            "five workers are found",
+            || run(demo.docker().command(&listing.concat()), b"").exits(0).text().to_owned(),
+            |listed| {
+                listed.lines().filter(|line| line.contains("\"state\":\"ready\"")).count() == 5
+            },
+        );
+    }
+}
