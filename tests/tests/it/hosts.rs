@@ -188,7 +188,7 @@ fn a_slurm_allocation_runs_a_map() {
     let idle = || first.run("sinfo --noheader --format '%D %t'").text().to_owned();
     let _ = eventually_within(PATIENCE, "both nodes are idle", idle, |nodes| nodes == "2 idle\n");
 
-    let script = page("sbatch ").replace("sbatch ", "sbatch --wait ");
+    let script = page("sbatch ").replace("\nsbatch ", "\nsbatch --wait ");
     let script = format!("cd /shared; export WIDEMAP_BIN=/opt/widemap\n{script}");
     let done = first.run(&script);
     let logs = || first.run("cat /shared/widemap-*.log || true").text().to_owned();
@@ -212,35 +212,26 @@ fn systemd_runs_the_units_and_a_worker_drains_when_it_is_stopped() {
     let units =
         volume(&Path::new(ROOT).canonicalize().unwrap().join("deploy/systemd"), "/opt/units:ro");
     let secret = volume(Path::new(key.path()), "/opt/key:ro");
+    // What a service manager has on a host: its control groups, and a /proc with nothing hidden.
     let options = [
-        "--cap-add",
-        "SYS_ADMIN",
-        "--security-opt",
-        "seccomp=unconfined",
-        "--cgroupns",
-        "host",
-        "-v",
-        "/sys/fs/cgroup:/sys/fs/cgroup:rw",
-        "--tmpfs",
-        "/run",
-        "--tmpfs",
-        "/run/lock",
-        "--tmpfs",
-        "/tmp:exec",
-        "-e",
-        "container=docker",
-        "-v",
+        "--cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined --security-opt systempaths=unconfined",
+        "--cgroupns host -v /sys/fs/cgroup:/sys/fs/cgroup:rw --env container=docker",
+        "--tmpfs /run --tmpfs /run/lock --tmpfs /tmp:exec -v",
         &bin,
         "-v",
         &units,
         "-v",
         &secret,
     ];
+    let options = options.join(" ");
+    let options: Vec<_> = options.split(' ').collect();
     let host = docker.start(&options, &image, &["/sbin/init"]);
     let state = || host.run("systemctl is-system-running || true").text().trim().to_owned();
     let _ = eventually_within(PATIENCE, "systemd is up", state, |state| state == "running");
     // As the heads of the units say; starting one returns when it has said that it is ready.
+    // In a container mounts are the container's alone unless that is said; on a host they are not.
     let install = "
+        mount --make-rshared /
         install -m 0755 /opt/widemap/widemap /opt/widemap/widemap-worker /usr/local/bin/
         install -D -m 0600 /opt/key /etc/widemap/key
         install -m 0644 /opt/units/*.service /etc/systemd/system/
@@ -303,7 +294,8 @@ fn the_manifests_of_kubernetes_hold_to_its_schemas() {
         run_within(PATIENCE, validate, b"")
     };
     let done = validated(rendered.text()).exits(0);
-    assert_eq!(done.stderr.matches(" passed ").count(), 8, "{}{}", done.text(), done.stderr);
+    let said = [done.text(), &done.stderr].concat();
+    assert_eq!(said.matches(" passed ").count(), 8, "{said}");
     // It would see a mistake.
     let misspelt =
         rendered.text().replace("terminationGracePeriodSeconds", "terminationGraceSeconds");
