@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use widemap_tests::{
-    Demo, Docker, MapProcess, Run, eventually, eventually_within, run, run_within,
+    Demo, Docker, MapProcess, Run, eventually, eventually_within, memory_bytes, run, run_within,
 };
 
 use crate::support::{counted, numbers};
@@ -216,4 +216,20 @@ fn workers_are_found_by_multicast_and_by_name_across_a_bridge() {
             },
         );
     }
+}
+
+#[test]
+fn the_image_is_small_and_so_is_an_idle_worker() {
+    let test = "the_image_is_small_and_so_is_an_idle_worker";
+    let Some(demo) = Demo::up(test) else { return };
+    let image = demo.image_bytes() >> 20;
+    println!("the image has {image} MiB");
+    assert!(image < 40, "{image} MiB");
+    let worker = &demo.containers("worker")[0];
+    let processes = demo.docker().run(&["top", worker, "-eo", "pid"]);
+    let processes = processes.lines().skip(1).map(|pid| pid.trim().parse().unwrap());
+    // The worker and its spawner.
+    let each: Vec<_> = processes.map(memory_bytes).collect();
+    println!("an idle worker has {each:?} bytes");
+    assert!(each.len() == 2 && each.iter().sum::<u64>() < 20 << 20, "{each:?}");
 }
