@@ -126,6 +126,22 @@ impl Docker {
         tag
     }
 
+    /// The image that `deploy/Containerfile` makes for a target, by its name.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[must_use]
+    pub fn target(&self, target: &str) -> String {
+        let tag = format!("widemap-test/widemap:{target}");
+        let (debian, rust) = (format!("DEBIAN={DEBIAN}"), format!("RUST={RUST}"));
+        let mut build = self.command(&["build", "--quiet", "-f", "deploy/Containerfile"]);
+        build.args(["--build-arg", &debian, "--build-arg", &rust, "--target", target]);
+        build.args(["--tag", &tag, "."]).env("DOCKER_BUILDKIT", "0");
+        let done = run_within(BUILD, build, b"");
+        assert_eq!(done.status, 0, "{}", done.stderr);
+        tag
+    }
+
     /// A container that runs until this value goes.
     ///
     /// # Panics

@@ -233,3 +233,30 @@ fn the_image_is_small_and_so_is_an_idle_worker() {
     println!("an idle worker has {each:?} bytes");
     assert!(each.len() == 2 && each.iter().sum::<u64>() < 20 << 20, "{each:?}");
 }
+
+#[test]
+fn the_image_with_python_runs_functions_of_it_and_neither_image_is_root() {
+    let test = "the_image_with_python_runs_functions_of_it_and_neither_image_is_root";
+    let Some(docker) = Docker::find(test) else { return };
+    let with_python = docker.target("python");
+    let script = "echo 'def square(x): return x * x' >/tmp/square.py
+        seq 3 | widemap map --local 2 --python /tmp/square.py:square";
+    let inside = |image: &str, script: &str| {
+        let label = docker.label();
+        let words = [
+            "run",
+            "--rm",
+            "--label",
+            label.trim_start_matches("label="),
+            "--read-only",
+            "--tmpfs",
+        ];
+        let words =
+            [&words, ["/tmp:exec,mode=1777", image, "sh", "-ec", script].as_slice()].concat();
+        run_within(PATIENCE, docker.command(&words), b"").exits(0).text().to_owned()
+    };
+    assert_eq!(inside(&with_python, script), "1\n4\n9\n");
+    for image in [&with_python, &docker.target("slim")] {
+        assert_eq!(inside(image, "id -u"), "65532\n");
+    }
+}

@@ -192,3 +192,24 @@ fn systemd_finds_nothing_wrong_with_the_units() {
         assert!(misspelt.iter().any(|line| line.contains("RestartSecs")), "{misspelt:?}");
     }
 }
+
+#[test]
+fn the_units_are_as_closed_as_is_said_of_them() {
+    if !needs("the_units_are_as_closed_as_is_said_of_them", "systemd-analyze") {
+        return;
+    }
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let page = std::fs::read_to_string(root.join("deploy/README.md")).unwrap();
+    let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    let exposure = |name: &str| {
+        let mut analyze = Command::new("systemd-analyze");
+        analyze.args(["security", "--offline=true"]);
+        analyze.arg(root.join(format!("deploy/systemd/{name}.service")));
+        let said = run(analyze, b"").exits(0).text().to_owned();
+        let said = said.lines().last().unwrap().split_once(".service: ").unwrap().1.to_owned();
+        said.split(' ').next().unwrap().to_owned()
+    };
+    let [serve, worker] = UNITS.map(exposure);
+    let told = format!("the exposure of the coordinator {serve} and that of the worker {worker} ");
+    assert!(page.contains(&told), "{told}");
+}
