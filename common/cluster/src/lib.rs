@@ -13,6 +13,7 @@ pub mod interfaces;
 pub mod key;
 
 pub mod harden;
+pub mod manager;
 pub mod manual;
 pub mod mdns;
 pub mod record;

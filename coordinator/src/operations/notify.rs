@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sd_notify::NotifyState;
 use tokio::time::Instant;
+use widemap_cluster::manager::{NotifyState, tell, watchdog_interval};
 
 use crate::driver::Observed;
 use crate::summary::plural;
@@ -20,9 +20,7 @@ pub(super) struct Manager {
 impl Manager {
     /// The one that started this process, if one did.
     pub(super) fn find() -> Self {
-        // Half of what it allows: one that comes late is not taken for dead.
-        let watchdog = sd_notify::watchdog_enabled().map(|allowed| allowed / 2);
-        Self { watchdog, told: None, status: String::new() }
+        Self { watchdog: watchdog_interval(), told: None, status: String::new() }
     }
 
     pub(super) fn beat(&mut self) {
@@ -49,12 +47,5 @@ impl Manager {
             tell(&[NotifyState::Status(&status)]);
             self.status = status;
         }
-    }
-}
-
-fn tell(states: &[NotifyState<'_>]) {
-    // Without a manager nothing is told; one that cannot be reached is not worth ending for.
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("the service manager cannot be told: {error}");
     }
 }

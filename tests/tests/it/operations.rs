@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use widemap_tests::{Run, WorkerProcess, binary, eventually, needs, run, widemap};
+use widemap_tests::{Run, WorkerProcess, binary, eventually, needs, run, widemap, worker};
 
 use crate::support::{Key, numbers, places};
 
@@ -82,31 +82,66 @@ fn metrics_count_what_was_run_and_health_says_so() {
     assert_eq!(service.get("/", "localhost").0, 404);
 }
 
+/// A service manager that listens.
+struct Heard {
+    socket: UnixDatagram,
+    directory: TempDir,
+    heard: Vec<String>,
+}
+
+impl Heard {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self { socket, directory, heard: Vec::new() }
+    }
+
+    fn surround(&self, command: &mut Command) {
+        command.env("NOTIFY_SOCKET", self.directory.path().join("notify"));
+        command.env("WATCHDOG_USEC", "500000");
+    }
+
+    fn hears(&mut self, wanted: &str) {
+        while !self.heard.iter().any(|told| told.lines().any(|line| line == wanted)) {
+            let mut message = [0; 4096];
+            let length = self.socket.recv(&mut message).unwrap_or_else(|error| {
+                panic!("{wanted} is not heard ({error}), but {:?}", self.heard);
+            });
+            self.heard.push(String::from_utf8_lossy(&message[..length]).into_owned());
+        }
+    }
+}
+
+#[test]
+fn a_service_manager_hears_of_a_workers_life_too() {
+    let mut manager = Heard::new();
+    let mut command = worker("ann", 1, &["--listen", "127.0.0.1:0"]);
+    manager.surround(&mut command);
+    let ann = WorkerProcess::spawn(command);
+    manager.hears("READY=1");
+    manager.heard.clear();
+    // Again and again.
+    for _ in 0..2 {
+        manager.hears("WATCHDOG=1");
+        manager.heard.clear();
+    }
+    ann.signal(Signal::TERM);
+    manager.hears("STOPPING=1");
+}
+
 #[test]
 fn a_service_manager_hears_of_the_beginning_the_life_and_the_end() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut heard = Vec::new();
-    let mut hear = |wanted: &str| {
-        while !heard.iter().any(|told: &String| told.lines().any(|line| line == wanted)) {
-            let mut message = [0; 4096];
-            let length = socket.recv(&mut message).unwrap_or_else(|error| {
-                panic!("{wanted} is not heard ({error}), but {heard:?}");
-            });
-            heard.push(String::from_utf8_lossy(&message[..length]).into_owned());
-        }
-    };
+    let mut manager = Heard::new();
     let ann = WorkerProcess::start("ann", 3);
     let mut service = Service::start(&[&ann], |command| {
-        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "500000");
+        manager.surround(command);
     });
-    hear("READY=1");
-    hear("WATCHDOG=1");
-    hear("STATUS=0 jobs, 1 worker, 3 slots");
+    manager.hears("READY=1");
+    manager.hears("WATCHDOG=1");
+    manager.hears("STATUS=0 jobs, 1 worker, 3 slots");
     service.process.signal(Signal::TERM);
-    hear("STOPPING=1");
+    manager.hears("STOPPING=1");
     assert_eq!(service.process.exit_status(), 0);
 }
 

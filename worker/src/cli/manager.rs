@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use sd_notify::NotifyState;
+use widemap_cluster::manager::{NotifyState, tell, watchdog_interval};
 
 /// See the file's head.
 #[derive(Debug)]
@@ -15,8 +15,7 @@ pub(super) struct Manager {
 impl Manager {
     /// The one that started this process, if one did.
     pub(super) fn find() -> Self {
-        // Half of what it allows: one that comes late is not taken for dead.
-        Self { watchdog: sd_notify::watchdog_enabled().map(|allowed| allowed / 2) }
+        Self { watchdog: watchdog_interval() }
     }
 
     /// The worker serves.
@@ -37,12 +36,5 @@ impl Manager {
             tell(&[NotifyState::Watchdog]);
             tokio::time::sleep(interval).await;
         }
-    }
-}
-
-fn tell(states: &[NotifyState<'_>]) {
-    // Without a manager nothing is told; one that cannot be reached is not worth ending for.
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("the service manager cannot be told: {error}");
     }
 }
