@@ -1,5 +1,7 @@
 //! How items lie in a chunk's bytes. The coordinator counts and splits with it, a worker walks it.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 /// How one item is told from the next in a run of bytes.
@@ -9,6 +11,8 @@ pub enum Framing {
     Separator(u8),
     /// Each item is preceded by its length: 4 bytes, little endian. For items with any bytes in them.
     LengthPrefixed,
+    /// The same, and each item is a list of columns, each of them preceded by its own length.
+    Columns,
 }
 
 /// Items that end in a newline.
@@ -23,7 +27,25 @@ impl Framing {
     pub fn separator(self) -> Option<u8> {
         match self {
             Self::Separator(byte) => Some(byte),
-            Self::LengthPrefixed => None,
+            Self::LengthPrefixed | Self::Columns => None,
+        }
+    }
+
+    /// The columns of an item of [`Framing::items`]: one, unless items are lists of them.
+    pub fn columns(self, item: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let (whole, framed) = match self {
+            Self::Separator(_) | Self::LengthPrefixed => (Some(item), &[][..]),
+            Self::Columns => (None, item),
+        };
+        whole.into_iter().chain(Self::LengthPrefixed.items(framed))
+    }
+
+    /// An item as one text: its columns with a space between.
+    #[must_use]
+    pub fn joined(self, item: &[u8]) -> Cow<'_, [u8]> {
+        match self {
+            Self::Separator(_) | Self::LengthPrefixed => Cow::Borrowed(item),
+            Self::Columns => Cow::Owned(self.columns(item).collect::<Vec<_>>().join(&b' ')),
         }
     }
 
@@ -35,7 +57,7 @@ impl Framing {
                 let ends = memchr::memchr_iter(separator, bytes).count() as u64;
                 ends + u64::from(bytes.last().is_some_and(|&last| last != separator))
             }
-            Self::LengthPrefixed => self.items(bytes).count() as u64,
+            Self::LengthPrefixed | Self::Columns => self.items(bytes).count() as u64,
         }
     }
 
@@ -45,7 +67,7 @@ impl Framing {
     pub fn offset_of(self, bytes: &[u8], items: u64) -> usize {
         match self {
             Self::Separator(separator) => nth_end(separator, bytes, items),
-            Self::LengthPrefixed => {
+            Self::LengthPrefixed | Self::Columns => {
                 let mut walk = self.items(bytes);
                 walk.by_ref().take(usize::try_from(items).unwrap_or(usize::MAX)).for_each(drop);
                 walk.at
@@ -117,7 +139,7 @@ impl<'a> Iterator for Items<'a> {
                 self.at += (length + 1).min(rest.len());
                 Some(&rest[..length])
             }
-            Framing::LengthPrefixed => {
+            Framing::LengthPrefixed | Framing::Columns => {
                 let (prefix, rest) = rest.split_at_checked(PREFIX_BYTES)?;
                 let length = u32::from_le_bytes(prefix.try_into().ok()?) as usize;
                 let item = rest.get(..length)?;
@@ -158,6 +180,22 @@ mod tests {
         let framing = Framing::LengthPrefixed;
         assert_eq!(framing.items(&bytes).collect::<Vec<_>>(), [b"a\nb".as_slice(), b""]);
         assert_eq!((framing.count(&bytes), framing.offset_of(&bytes, 1)), (2, 7));
+    }
+
+    #[test]
+    fn items_of_several_columns_keep_them_apart() {
+        let mut bytes = Vec::new();
+        for columns in [vec![b"a".as_slice(), b"", b"c d"], vec![b"x".as_slice()], vec![]] {
+            let mut item = Vec::new();
+            columns.iter().for_each(|column| push_length_prefixed(&mut item, column));
+            push_length_prefixed(&mut bytes, &item);
+        }
+        let items: Vec<_> = Framing::Columns.items(&bytes).collect();
+        let columns: Vec<Vec<_>> =
+            items.iter().map(|item| Framing::Columns.columns(item).collect()).collect();
+        assert_eq!(columns, [vec![b"a".as_slice(), b"", b"c d"], vec![b"x".as_slice()], vec![]]);
+        assert_eq!(Framing::Columns.joined(items[0]).as_ref(), b"a  c d");
+        assert_eq!(LINES.columns(b"a b").collect::<Vec<_>>(), [b"a b".as_slice()]);
     }
 
     proptest! {

@@ -23,9 +23,17 @@ pub const CHUNK_BYTES_MAX: u64 = 1024 * 1024;
 /// The same for filters: one that holds its lines back is started for each chunk, which must be worth it.
 pub const FILTER_CHUNK_BYTES_MAX: u64 = 4 * CHUNK_BYTES_MAX;
 
-/// The most items in one chunk: what is told of each of them (lengths, durations, failures) must fit
-/// one message of gRPC, 4 MiB.
+/// The most items in one chunk, for runtimes that work item by item: what is told of each of them (lengths,
+/// durations, failures) fits gRPC's usual 4 MiB.
 pub const CHUNK_ITEMS_MAX: u32 = 1 << 16;
+
+/// The same for filters, which most of all have short lines: a process for so many of them is worth its
+/// start. What is told of them all fits [`REPORTS_BYTES_MAX`].
+pub const FILTER_CHUNK_ITEMS_MAX: u32 = 1 << 18;
+
+/// The longest message of reports that a coordinator takes: that every item of the largest chunk has failed,
+/// with messages, lengths, durations and a part of output.
+pub const REPORTS_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The most items in one block of the block-wise runtimes, which fail and are told of as a whole.
 pub const BLOCK_ITEMS_MAX: u32 = 1 << 30;
@@ -50,6 +58,9 @@ pub const READ_AHEAD_BLOCKS: usize = 3;
 
 /// What the input is read in, at first; one longer item grows its block.
 pub const READ_BLOCK_BYTES: usize = 1024 * 1024;
+
+/// What is kept of all lists of items but the first, for their product.
+pub const LISTS_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// Accepted chunks that wait in memory for an earlier one; what is beyond goes to the spill.
 pub const REORDER_BYTES_MAX: u64 = 48 * 1024 * 1024;

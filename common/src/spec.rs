@@ -186,6 +186,8 @@ pub struct JobSpec {
     pub slots_per_item: NonZeroU32,
     /// Whether the length and duration of each item are wanted, as for JSON.
     pub per_item: bool,
+    /// The exit statuses that count as success, for runtimes that have one; only 0 if it is empty.
+    pub ok_exit: Vec<u8>,
 }
 
 impl JobSpec {

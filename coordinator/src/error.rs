@@ -123,15 +123,50 @@ pub(crate) enum MapError {
     /// Items come from two places.
     #[error("items come both from `{0}` and from `{1}`")]
     TwoSources(&'static str, &'static str),
-    /// A relative of `:::`.
-    #[error("`{0}` is not supported yet")]
-    Separator(String),
+    /// Items failed, and the job was to stop then.
+    #[error(
+        "halted: {failed} failed{}; what is left is not run",
+        canary.map_or_else(|| " (--halt)".to_owned(), |first| format!(" among the first {first} (--canary)"))
+    )]
+    Halted {
+        /// How many.
+        failed: u64,
+        /// How many items were to run before all others, if one of those failed.
+        canary: Option<u64>,
+    },
+    /// The same, of a job of a coordinator.
+    #[error("{job} was {why}")]
+    JobHalted {
+        /// Which.
+        job: JobId,
+        /// Why.
+        why: String,
+    },
+    /// What a log and a directory of outputs are made of was not kept.
+    #[error("what --joblog and --results are made of was not kept of {0}")]
+    NoRecords(JobId),
+    /// Commands could not be printed.
+    #[error("cannot write to standard output: {0}")]
+    Print(std::io::Error),
+    /// An output cannot be repaired.
+    #[error("cannot repair {}: {problem}", output.display())]
+    Repair {
+        /// Which.
+        output: PathBuf,
+        /// Why.
+        problem: String,
+    },
+    /// A placeholder names a column that no item has.
+    #[error("{{{column}}} names a column, and there are {columns} lists of items")]
+    NoColumn {
+        /// Which.
+        column: i32,
+        /// How many there are.
+        columns: usize,
+    },
     /// Two files of the command line are one.
     #[error("{0} and {1} name the same file, which would be overwritten")]
     SameFile(&'static str, &'static str),
-    /// More than one `:::`.
-    #[error("more than one list of items (:::) is not supported yet")]
-    SeveralLists,
     /// A value of an option makes no sense.
     #[error("{flag}: {problem}")]
     Flag {
@@ -262,9 +297,11 @@ impl MapError {
                  items (widemap map echo {} ::: a b c)"
             }
             Self::TwoSources(..) => "name one of them",
-            Self::Separator(_) => "give a file with -a FILE, or one list with :::",
+            Self::NoRecords(_) => "submit it with --keep-records",
+            Self::NoColumn { .. } => {
+                "name one of them, add a list (::: A B ::: C D), or split items with --colsep"
+            }
             Self::SameFile(..) => "give each of them a file of its own",
-            Self::SeveralLists => "put the combinations in one list, a line each",
             Self::NoWorkers { waited: None, .. } => return None,
             Self::NoWorkers { distrust: Some(Mismatch::Authority), .. } => {
                 "have the certificates of both sides signed by one authority, and name it on both (--tls-ca), or \
@@ -322,9 +359,10 @@ impl MapError {
             | Self::TwoFunctions { .. }
             | Self::NoItems
             | Self::TwoSources(..)
-            | Self::Separator(_)
+            | Self::NoColumn { .. }
+            | Self::NoRecords(_)
+            | Self::Repair { .. }
             | Self::SameFile(..)
-            | Self::SeveralLists
             | Self::Flag { .. }
             | Self::LogFilter(_)
             | Self::Identity(_)
@@ -346,7 +384,7 @@ impl MapError {
             | Self::NoFilter { .. }
             | Self::NotJson { .. }
             | Self::Unusable { .. } => exit::USAGE,
-            Self::Cancelled(_) => exit::ITEMS_FAILED,
+            Self::Cancelled(_) | Self::Halted { .. } | Self::JobHalted { .. } => exit::ITEMS_FAILED,
             Self::Jobs(error) | Self::Submit(SubmitError::Jobs(error)) => by_jobs(error),
             Self::Submit(SubmitError::Input(error)) if error.is_before_start() => exit::USAGE,
             Self::OutputFile(error) | Self::Receipt(error) if error.is_before_start() => {
@@ -369,6 +407,7 @@ impl MapError {
             | Self::NoCoordinator { .. }
             | Self::Submit(_)
             | Self::JobFailed { .. }
+            | Self::Print(_)
             | Self::Unbalanced(_) => exit::CLUSTER,
         }
     }

@@ -65,10 +65,30 @@ pub struct Policy {
     pub speculate: bool,
     /// Labels that a worker must have.
     pub require: BTreeMap<String, String>,
+    /// When it is to stop before its end.
+    pub stops: Stops,
+}
+
+/// When a job is to stop before its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stops {
+    /// After failures.
+    pub halt: Option<Halt>,
+    /// So many first items (blocks) run before all others, and a failure among them stops the job. 0 for none.
+    pub canary: u64,
+}
+
+/// A job stops after failures.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Halt {
+    /// So many items (blocks) that failed for good; at least 1.
+    pub failures: u64,
+    /// What runs then is ended, too.
+    pub now: bool,
 }
 
 /// How results are written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OutputForm {
     /// JSON lines, or the raw bytes.
     pub json: bool,
@@ -76,6 +96,20 @@ pub struct OutputForm {
     pub unordered: bool,
     /// What a line ends in that is added to raw output.
     pub separator: u8,
+    /// The line that stands for a failed item in raw output, without its end.
+    pub fill: Option<Vec<u8>>,
+    /// Each line of raw output has its item before it.
+    pub tag: bool,
+    /// What is kept says enough of each item for a log of all of them and a directory of outputs.
+    pub records: bool,
+}
+
+impl OutputForm {
+    /// Whether what is kept are records, of which whoever collects them makes the output.
+    #[must_use]
+    pub fn is_of_records(&self) -> bool {
+        self.tag || self.records
+    }
 }
 
 /// A message of a submission.
@@ -238,6 +272,8 @@ pub enum How {
     Unusable(String),
     /// The coordinator could not go on with it: why.
     Failed(String),
+    /// Items failed, and it was to stop then: how many.
+    Halted(String),
 }
 
 /// What has become of a job's items.
@@ -395,6 +431,7 @@ impl How {
             Self::Cancelled => "cancelled",
             Self::Unusable(_) => "unusable",
             Self::Failed(_) => "failed",
+            Self::Halted(_) => "halted",
         }
     }
 }

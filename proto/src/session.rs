@@ -257,6 +257,8 @@ pub struct Done {
     pub item_lengths: Bytes,
     /// Packed varints: microseconds of each item, if asked for.
     pub item_micros: Bytes,
+    /// Packed varints: the exit status of each item, if it was asked for and others than 0 are successes.
+    pub item_exits: Bytes,
     /// The items that failed, in order. All others succeeded.
     pub faults: Vec<Fault>,
     /// What items wrote on standard error, in order.

@@ -51,6 +51,7 @@ fn merge_all(chunks: u64, order: impl Iterator<Item = u64>) {
         shape: Shape { input: LINES, results: ResultShape::Framed(LINES), is_block_wise: false },
         separator: b'\n',
         is_hashed: false,
+        recorder: None,
         failures: None,
         function: String::new(),
     };

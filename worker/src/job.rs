@@ -58,6 +58,8 @@ pub(crate) struct Job {
     /// The slots that an attempt takes while it runs.
     pub(crate) slots: u32,
     pub(crate) per_item: bool,
+    /// The exit statuses that count as success; only 0 if it is empty.
+    ok_exit: Vec<u8>,
     /// Nothing more of it is run: who keeps something for it lets go.
     closed: AtomicBool,
     /// The job's own directory, removed with the job.
@@ -124,6 +126,12 @@ impl Job {
         claim: Option<&Claim>,
     ) -> Result<Self, Refusal> {
         allowed(spec.function.runtime(), host)?;
+        let runtime = spec.function.runtime();
+        if spec.framing == Framing::Columns && runtime != Runtime::Exec {
+            let message =
+                format!("items of several columns are for commands, not for `{runtime}` jobs");
+            return Err(Refusal { cause: RefusalCause::NotAllowed, message });
+        }
         let mut private = None;
         let JobSpec {
             function,
@@ -136,6 +144,7 @@ impl Job {
             limits,
             slots_per_item,
             per_item,
+            ok_exit,
         } = spec;
         let threads = host.threads_per_slot.saturating_mul(slots_per_item.get() as usize);
         let around =
@@ -154,7 +163,7 @@ impl Job {
                 Runner::Exec(launch, argv)
             }
             JobFunction::Filter { argv } => {
-                if framing == Framing::LengthPrefixed {
+                if framing.separator().is_none() {
                     let message = "a filter has its items in lines, and these are not".to_owned();
                     return Err(Refusal { cause: RefusalCause::NotAllowed, message });
                 }
@@ -163,7 +172,7 @@ impl Job {
                 Runner::Filter(launch, argv, FilterManner::default())
             }
             JobFunction::Python(python) => {
-                if framing == Framing::LengthPrefixed {
+                if framing.separator().is_none() {
                     let message =
                         "a Python function has its items in lines, and these are not".to_owned();
                     return Err(Refusal { cause: RefusalCause::NotAllowed, message });
@@ -188,6 +197,7 @@ impl Job {
             limits,
             slots: slots_per_item.get(),
             per_item,
+            ok_exit,
             closed: AtomicBool::new(false),
             private,
         })
@@ -196,6 +206,19 @@ impl Job {
     /// Whether it must be tried before it is known that it can run here.
     pub(crate) fn needs_probe(&self) -> bool {
         matches!(self.runner, Runner::Python(_))
+    }
+
+    /// Whether an item that ended with this exit status has succeeded.
+    pub(crate) fn is_ok(&self, status: i32) -> bool {
+        match self.ok_exit.is_empty() {
+            true => status == 0,
+            false => u8::try_from(status).is_ok_and(|status| self.ok_exit.contains(&status)),
+        }
+    }
+
+    /// Whether the exit status of each item is wanted, which may be another than 0 of one that succeeded.
+    pub(crate) fn tells_exits(&self) -> bool {
+        self.per_item && !self.ok_exit.is_empty()
     }
 
     /// Nothing more of it is run.
@@ -317,6 +340,7 @@ mod tests {
     use widemap_common::artifact::JobFiles;
     use widemap_common::framing::LINES;
     use widemap_common::spec::Directory;
+    use widemap_common::template::Syntax;
 
     fn host() -> Host {
         Host {
@@ -334,7 +358,7 @@ mod tests {
 
     fn exec(argv: &[&str], directory: Directory) -> JobSpec {
         let argv: Vec<_> = argv.iter().map(|arg| arg.as_bytes().to_vec()).collect();
-        spec(JobFunction::Exec { argv: Template::command(&argv) }, directory)
+        spec(JobFunction::Exec { argv: Template::command(&argv, Syntax::default()) }, directory)
     }
 
     fn spec(function: JobFunction, directory: Directory) -> JobSpec {
@@ -349,6 +373,7 @@ mod tests {
             limits: widemap_common::spec::Limits::default(),
             slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
+            ok_exit: Vec::new(),
         }
     }
 

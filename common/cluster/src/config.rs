@@ -12,6 +12,15 @@ use crate::key;
 /// The file of the usual name.
 const FILE_NAME: &str = "widemap/widemap.toml";
 
+/// What is said on the command line each time.
+const NEVER: [&str; 12] = [
+    "insecure", "resume", "journal", "output", "failures", "receipt", "joblog", "results",
+    "retries", "python", "builtin", "shell",
+];
+
+/// So many letters make another key of a word.
+const FAR: usize = 2;
+
 /// The configuration file, each value under the name of its flag.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -141,16 +150,7 @@ impl Config {
                     .filter(|&&b| b == b'\n')
                     .count()
             });
-            let problem = error.message().to_owned();
-            let never = problem.starts_with("unknown field `insecure`");
-            (
-                line,
-                if never {
-                    "`insecure` is never configured: say it each time".to_owned()
-                } else {
-                    problem
-                },
-            )
+            (line, unknown(error.message()).unwrap_or_else(|| error.message().to_owned()))
         })
     }
 
@@ -169,6 +169,22 @@ impl Config {
         let files = [&mut self.key, &mut self.tls_cert, &mut self.tls_key, &mut self.tls_ca];
         files.into_iter().flatten().chain(&mut self.workers_file)
     }
+}
+
+/// What to say of a key that is none, if that is what is wrong.
+fn unknown(message: &str) -> Option<String> {
+    let mut names = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let given = names.next()?;
+    if NEVER.contains(&given) {
+        return Some(format!("`{given}` is never configured: say it each time"));
+    }
+    let known: Vec<_> = names.collect();
+    let near = |name: &&str| strsim::damerau_levenshtein(&given.replace('_', "-"), name);
+    let nearest = known.iter().copied().min_by_key(near).filter(|name| near(name) <= FAR);
+    Some(match nearest {
+        Some(nearest) => format!("unknown key `{given}`: did you mean `{nearest}`?"),
+        None => format!("unknown key `{given}` (there are: {})", known.join(", ")),
+    })
 }
 
 #[cfg(test)]
@@ -211,7 +227,10 @@ mod tests {
     fn a_mistake_is_named_with_its_line() {
         for (text, line, problem) in [
             ("a", 1, ""),
-            ("log = 'x'\nworker = 'ann'", 2, "unknown field `worker`"),
+            ("log = 'x'\nworker = 'ann'", 2, "unknown key `worker`: did you mean `workers`?"),
+            ("wait_workers = '1s'", 1, "did you mean `wait-workers`?"),
+            ("colour = 'red'", 1, "unknown key `colour` (there are: key, tls-cert"),
+            ("retries = 3", 1, "`retries` is never configured"),
             ("\n\ninsecure = true", 3, "`insecure` is never configured"),
             ("local = 'two'", 1, "invalid type"),
             ("key = 'a'\nkey = 'b'", 2, "duplicate key"),

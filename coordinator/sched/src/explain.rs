@@ -120,6 +120,14 @@ impl Scheduler {
         Some(format!("Item {} is in {id}/{range}, {}.", item + 1, self.explain_chunk(chunk)))
     }
 
+    /// The same as the end of a sentence about the item.
+    #[must_use]
+    pub fn explain_where(&self, id: JobId, item: u64) -> Option<String> {
+        let job = &self.jobs[self.job(id)?];
+        let head = job.first.filter(|&head| self.chunks[head].range.contains(item))?;
+        Some(self.explain_chunk(head))
+    }
+
     fn explain_chunk(&self, chunk: Key<Chunk>) -> String {
         match self.chunks[chunk].state {
             ChunkState::Out { attempt, .. } => self.explain_out(attempt),
@@ -153,7 +161,9 @@ impl Scheduler {
             Stage::Waiting => return format!("which was sent ahead to {name} and waits there"),
         };
         let cut = if there.is_cut() { ", which is cut off and keeps it" } else { "" };
-        format!("which has been running for {for_time:.1?} on {name}{cut}")
+        let usual = self.jobs[self.chunks[attempt.chunk].job].sizing.usual();
+        let usual = usual.map_or_else(String::new, |usual| format!(" (usually {usual:.1?})"));
+        format!("which has been running for {for_time:.1?}{usual} on {name}{cut}")
     }
 
     fn explain_queued(&self, chunk: Key<Chunk>) -> String {

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use widemap_common::limits::{CHUNK_ITEMS_MAX, PREFETCH_PER_SLOT_MAX};
+use widemap_common::limits::{CHUNK_ITEMS_MAX, FILTER_CHUNK_ITEMS_MAX, PREFETCH_PER_SLOT_MAX};
+use widemap_common::spec::Runtime;
 
 use crate::event::JobPolicy;
 
@@ -60,6 +61,7 @@ enum Rule {
 #[derive(Debug)]
 pub(crate) struct Sizing {
     rule: Rule,
+    items_max: u32,
     target_us: f64,
     attempt_us: Average,
     item_us: Average,
@@ -67,13 +69,23 @@ pub(crate) struct Sizing {
 
 impl Sizing {
     pub(crate) fn new(policy: &JobPolicy) -> Self {
+        let items_max = match policy.runtime {
+            Runtime::Filter => FILTER_CHUNK_ITEMS_MAX,
+            _ => CHUNK_ITEMS_MAX,
+        };
         let rule = match policy.chunk_items {
             _ if policy.runtime.is_block_wise() => Rule::Block,
             Some(items) => Rule::Fixed(items.clamp(1, CHUNK_ITEMS_MAX)),
             None => Rule::Growing { items: 1 },
         };
         let target_us = (policy.chunk_target.as_micros() as f64).max(1.0);
-        Self { rule, target_us, attempt_us: Average::default(), item_us: Average::default() }
+        Self {
+            rule,
+            items_max,
+            target_us,
+            attempt_us: Average::default(),
+            item_us: Average::default(),
+        }
     }
 
     /// An attempt at so many items took so long, and all of them failed.
@@ -92,7 +104,7 @@ impl Sizing {
             if busy * 2.0 >= self.target_us {
                 self.rule = Rule::Measured;
             } else if items >= *size {
-                *size = size.saturating_mul(2).min(CHUNK_ITEMS_MAX);
+                *size = size.saturating_mul(2).min(self.items_max);
             }
         }
     }
@@ -109,7 +121,13 @@ impl Sizing {
         let share = left.map_or(f64::INFINITY, |left| left as f64 / (2 * slots.max(1)) as f64);
         let worthwhile = (WORTHWHILE_US / self.item_us.mean.max(0.001)).min(size);
         let items = size.min(share.max(worthwhile)) as u32;
-        items.clamp(1, CHUNK_ITEMS_MAX)
+        items.clamp(1, self.items_max)
+    }
+
+    /// What an attempt of the job takes, once that is known.
+    pub(crate) fn usual(&self) -> Option<Duration> {
+        let is_known = self.attempt_us.samples > 0;
+        is_known.then(|| Duration::from_micros(self.attempt_us.mean as u64))
     }
 
     /// Whether an attempt of the job is so short that others may wait behind it.

@@ -74,10 +74,11 @@ pub(super) async fn collect(
     signals: &mut Signals,
     elapsed: Option<&(dyn Fn() -> Duration + Sync)>,
 ) -> Done {
-    let progress = outlets.progress();
+    let (progress, explain_every) = (outlets.progress(), outlets.explain_every());
     let end = tokio::select! {
         end = run(coordinator, job, &mut outlets, owner, signals) => end,
         never = draw(coordinator, job, &progress) => never,
+        never = explain(coordinator, job, explain_every, &progress) => never,
     };
     outlets.close(end, Some(job), elapsed.map(|elapsed| elapsed()))
 }
@@ -149,6 +150,23 @@ async fn draw<T>(coordinator: &Coordinator, job: JobId, progress: &Progress) -> 
         tokio::time::sleep(ASK_INTERVAL).await;
     }
     std::future::pending().await
+}
+
+/// Says every so often what the job waits for.
+async fn explain<T>(
+    coordinator: &Coordinator,
+    job: JobId,
+    every: Option<Duration>,
+    progress: &Progress,
+) -> T {
+    let Some(every) = every else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(every).await;
+        // One that has ended waits for nothing.
+        if let Ok(explanation) = coordinator.explain(job, None).await {
+            progress.say(&format!("widemap: {}", explanation.sentence.trim_end_matches('.')));
+        }
+    }
 }
 
 /// Cancels a job. False if nobody waits for that any more.

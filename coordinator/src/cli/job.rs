@@ -3,19 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::num::NonZeroU64;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use widemap_common::artifact::JobFiles;
 use widemap_common::framing::Framing;
-use widemap_common::limits::ITEM_BYTES_MAX;
 use widemap_common::spec::{Directory, Function, JobSpec, Limits, Runtime};
-use widemap_common::template::Template;
+use widemap_common::template::{ITEM, Syntax, Template};
 use widemap_common::wall_clock;
-use widemap_proto::jobs::{Blocks, OutputForm, Policy, Submission};
+use widemap_proto::jobs::{Blocks, OutputForm, Policy, Stops, Submission};
 
+use super::argv::List;
 use super::options::{JobArgs, Speculate};
+use super::sources::{self, Items};
 use super::{Format, files, python, wasm};
 use crate::data::{Artifact, Artifacts, Source};
 use crate::error::MapError;
@@ -37,12 +38,14 @@ pub(super) struct Typed {
 /// What makes no sense.
 pub(super) fn submission(
     args: &JobArgs,
-    lists: Vec<Vec<OsString>>,
+    lists: Vec<List>,
     max_output: u64,
+    records: bool,
 ) -> Result<Typed, MapError> {
-    let separator = if args.null { 0 } else { b'\n' };
-    let (source, framing) = source(args, lists, Framing::Separator(separator))?;
+    let separator = args.delimiter.unwrap_or(if args.null { 0 } else { b'\n' });
+    let Items { source, framing, columns } = sources::find(args, lists, separator)?;
     let (mut spec, module) = spec(args, framing, max_output)?;
+    has_columns(&spec.function, columns)?;
     if let (false, Some(directory)) = (args.file.is_empty(), &args.wd) {
         let problem = format!(
             "files that are brought along go to a directory of the job's own: leave --wd out, or see to it \
@@ -61,6 +64,21 @@ pub(super) fn submission(
         let problem = "a module of WebAssembly runs in no directory; what it may read is brought along with --file";
         return Err(flag("--wd", problem));
     }
+    if args.tag && args.format == Format::Json {
+        return Err(flag("--tag", "JSON has the item in each line: leave it out"));
+    }
+    if args.fill.is_some() && args.format == Format::Json {
+        return Err(flag("--fill", "JSON has a line for each item that failed: leave it out"));
+    }
+    let output = OutputForm {
+        json: args.format == Format::Json,
+        unordered: args.unordered,
+        separator,
+        fill: args.fill.as_ref().map(|text| text.as_bytes().to_vec()),
+        tag: args.tag,
+        records,
+    };
+    spec.per_item = output.json || output.is_of_records();
     // Last of all, as it may take a while.
     let mut brought = files::bring(&args.file)?;
     spec.files = brought.files;
@@ -73,11 +91,7 @@ pub(super) fn submission(
         blocks: blocks(args)?,
         policy: policy(args, spec.function.runtime()),
         spec,
-        output: OutputForm {
-            json: args.format == Format::Json,
-            unordered: args.unordered,
-            separator,
-        },
+        output,
         submitter: submitter(),
         submitted_ms: wall_clock::unix_ms().unwrap_or(0),
     };
@@ -108,6 +122,10 @@ fn policy(args: &JobArgs, runtime: Runtime) -> Policy {
             Speculate::Off => false,
             Speculate::Auto => matches!(runtime, Runtime::Builtin | Runtime::Wasm),
         },
+        stops: Stops {
+            halt: args.halt.and_then(|halt| halt.0),
+            canary: args.canary.map_or(0, NonZeroU64::get),
+        },
     }
 }
 
@@ -121,67 +139,6 @@ fn submitter() -> String {
     format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
 }
 
-/// Where the items come from. Items of the command line are length-prefixed: they may hold any byte.
-fn source(
-    args: &JobArgs,
-    lists: Vec<Vec<OsString>>,
-    framing: Framing,
-) -> Result<(Source, Framing), MapError> {
-    let named = [
-        (args.input.is_some(), "-a"),
-        (!lists.is_empty(), ":::"),
-        (args.from_failures.is_some(), "--from-failures"),
-    ];
-    let mut named = named.iter().filter(|(is, _)| *is).map(|&(_, name)| name);
-    if let (Some(one), Some(other)) = (named.next(), named.next()) {
-        return Err(MapError::TwoSources(one, other));
-    }
-    if lists.len() > 1 {
-        return Err(MapError::SeveralLists);
-    }
-    if let Some(list) = lists.into_iter().next() {
-        return items(list.into_iter().map(OsString::into_vec).collect(), args, framing);
-    }
-    if let Some(path) = &args.from_failures {
-        return items(super::again::items(path)?, args, framing);
-    }
-    match &args.input {
-        Some(path) if path.as_os_str() != "-" => Ok((Source::File(path.clone()), framing)),
-        None if std::io::stdin().is_terminal() => Err(MapError::NoItems),
-        _ => Ok((Source::Stdin, framing)),
-    }
-}
-
-/// A list of items; a program that reads them on its standard input has them in lines, as it expects
-/// them.
-fn items(
-    items: Vec<Vec<u8>>,
-    args: &JobArgs,
-    framing: Framing,
-) -> Result<(Source, Framing), MapError> {
-    if let Some(long) = items.iter().find(|item| item.len() > ITEM_BYTES_MAX) {
-        return Err(flag(":::", format!("an item of {} bytes is too long", long.len())));
-    }
-    let Framing::Separator(separator) = framing else { return Ok((Source::Items(items), framing)) };
-    let is_python = args.python.python.is_some();
-    if (args.filter || is_python)
-        && let Some(number) = items.iter().position(|item| item.contains(&separator))
-    {
-        let number = number + 1;
-        let problem = match args.filter {
-            true => format!(
-                "item {number} has an end of a line in it, and the program is to answer each line with one \
-                 (-0 gives it items that end in NUL)"
-            ),
-            false => format!("item {number} has an end of a line in it (-0 has items end in NUL)"),
-        };
-        return Err(flag(if args.filter { "--filter" } else { "--python" }, problem));
-    }
-    let in_lines = args.pipe || args.filter || is_python || args.wasm.is_some();
-    let framing = if in_lines { framing } else { Framing::LengthPrefixed };
-    Ok((Source::Items(items), framing))
-}
-
 /// What a worker is told but for its files, and the module of WebAssembly if it is one.
 fn spec(
     args: &JobArgs,
@@ -189,6 +146,7 @@ fn spec(
     max_output: u64,
 ) -> Result<(JobSpec, Option<Artifact>), MapError> {
     let mut module = None;
+    let syntax = syntax(args, framing);
     let argv: Vec<Vec<u8>> = args.command.iter().map(|word| word.as_bytes().to_vec()).collect();
     let two = |flag| MapError::TwoFunctions {
         flag,
@@ -208,13 +166,14 @@ fn spec(
         (None, false) if args.shell && args.filter => {
             Function::Filter { argv: shell_program(argv)? }
         }
-        (None, _) if args.shell => Function::Exec { argv: shell_line(&argv)? },
+        (None, false) if args.shell && args.pipe => Function::Pipe { argv: shell_program(argv)? },
+        (None, _) if args.shell => Function::Exec { argv: shell_line(&argv, syntax)? },
         (None, true) => return Err(MapError::NoFunction),
         (Some(_), false) => return Err(two("--builtin")),
         (Some(name), true) => Function::Builtin { name: name.clone() },
         (None, false) if args.filter => Function::Filter { argv },
         (None, false) if args.pipe => Function::Pipe { argv },
-        (None, false) => Function::Exec { argv: Template::command(&argv) },
+        (None, false) => Function::Exec { argv: Template::command(&argv, syntax) },
     };
     let directory = match &args.wd {
         None => Directory::Private,
@@ -230,23 +189,43 @@ fn spec(
         max_output,
         limits: Limits { memory: args.memory, cpu_seconds: args.cpu_seconds, nice: args.nice },
         slots_per_item: args.slots_per_item,
-        per_item: args.format == Format::Json,
+        per_item: false,
+        ok_exit: args.ok_exit.clone(),
     };
     Ok((spec, module))
 }
 
+/// What is a placeholder.
+pub(super) fn syntax(args: &JobArgs, framing: Framing) -> Syntax<'_> {
+    Syntax {
+        item: args.replace.as_ref().map_or(ITEM, |text| text.as_bytes()),
+        columns: framing == Framing::Columns,
+    }
+}
+
+/// Whether items have the columns that a command names.
+fn has_columns(function: &Function, columns: Option<usize>) -> Result<(), MapError> {
+    let (Function::Exec { argv }, Some(columns)) = (function, columns) else { return Ok(()) };
+    let beyond = argv
+        .iter()
+        .flat_map(Template::columns)
+        .find(|column| usize::try_from(column.unsigned_abs()).is_ok_and(|column| column > columns));
+    match beyond {
+        None => Ok(()),
+        Some(column) => Err(MapError::NoColumn { column, columns }),
+    }
+}
+
 /// A shell line as a command: the shell takes what the placeholders stand for as its parameters, so
 /// that no byte of an item means anything to it.
-fn shell_line(argv: &[Vec<u8>]) -> Result<Vec<Template>, MapError> {
-    let line = match argv {
-        [] => return Ok([b"/bin/sh".as_slice(), b"-c", b"{}"].map(Template::parse).to_vec()),
-        [line] => line,
-        _ => return Err(flag("--shell", "the command line is one word: put it in quotes")),
-    };
-    let (line, parameters) = Template::shell_line(line);
+fn shell_line(argv: &[Vec<u8>], syntax: Syntax<'_>) -> Result<Vec<Template>, MapError> {
     let mut templates = vec![Template::literal(b"/bin/sh"), Template::literal(b"-c")];
-    templates.extend([Template::literal(&line), Template::literal(b"sh")]);
-    templates.extend(parameters);
+    match argv {
+        // Each item is a line.
+        [] => templates.push(Template::parse(syntax.item, syntax)),
+        [line] => templates.extend(Template::shell_line(line, syntax)),
+        _ => return Err(flag("--shell", "the command line is one word: put it in quotes")),
+    }
     Ok(templates)
 }
 

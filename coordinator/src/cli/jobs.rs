@@ -12,11 +12,12 @@ use widemap_proto::jobs::{AttemptTold, Explanation, How, Job, JobName, Prune, Pr
 
 use super::collect::{self, Done, Outlets, Owner, Signals, Wanted};
 use super::options::{
-    ExplainArgs, JobsArgs, JobsCommand, ListFormat, PruneArgs, ResultsArgs, StatusArgs, TouchArgs,
-    UserArgs,
+    ExplainArgs, JobsArgs, JobsCommand, ListFormat, PruneArgs, RecordArgs, ResultsArgs, StatusArgs,
+    TouchArgs, UserArgs,
 };
 use super::{complain, coordinator, map, table};
 use crate::client::{Coordinator, JobsError, is_own_key};
+use crate::data::{CommandShown, Recording};
 use crate::error::MapError;
 use crate::{exit, logging, say};
 
@@ -50,18 +51,20 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
     let (job, quiet) = (args.job.job, args.quiet);
     let collected = Config::find().map_err(MapError::from).and_then(|config| {
         logging::start(&args.user.log, &config)?;
-        let wanted = Wanted {
-            output: args.output.filter(|path| !map::is_stdout(path)),
-            failures: args.failures,
-            receipt: None,
-            quiet,
-            progress: !quiet && !args.no_progress,
-            suffix: args.user.coordinator.suffix(),
-        };
-        let outlets = Outlets::create(wanted)?;
         super::block_on(async {
             let mut signals = Signals::new()?;
             let coordinator = coordinator::find(&args.user, &config).await?;
+            let status = coordinator.status(JobName::Id(job)).await.map_err(MapError::from)?;
+            let outlets = Outlets::create(Wanted {
+                output: args.output.filter(|path| !map::is_stdout(path)),
+                failures: args.failures,
+                receipt: None,
+                recording: recording(&args.records, &status)?,
+                quiet,
+                progress: !quiet && !args.no_progress,
+                explain_every: None,
+                suffix: args.user.coordinator.suffix(),
+            })?;
             let owner = Owner::Results;
             Ok(collect::collect(&coordinator, job, outlets, owner, &mut signals, None).await)
         })
@@ -73,6 +76,26 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
         }
         Err(error) => refused(&error),
     }
+}
+
+/// What is made of the records of a job, if they were kept.
+fn recording(args: &RecordArgs, job: &Job) -> Result<Option<Recording>, MapError> {
+    let form = &job.output;
+    if !form.is_of_records() {
+        return match args.is_any() {
+            true => Err(MapError::NoRecords(job.id)),
+            false => Ok(None),
+        };
+    }
+    Ok(Some(Recording {
+        json: form.json,
+        tag: form.tag,
+        fill: form.fill.clone(),
+        separator: form.separator,
+        joblog: args.joblog.clone(),
+        results: args.results.clone(),
+        command: CommandShown::Text(job.function.clone()),
+    }))
 }
 
 /// Runs `widemap cancel`.
@@ -232,7 +255,7 @@ fn lines(job: &Job) -> Vec<String> {
 fn message(job: &Job) -> Option<&str> {
     match &job.status.ending()?.how {
         How::Complete | How::Cancelled => None,
-        How::Unusable(why) | How::Failed(why) => Some(why),
+        How::Unusable(why) | How::Failed(why) | How::Halted(why) => Some(why),
     }
 }
 

@@ -7,16 +7,18 @@ use std::time::{Duration, Instant};
 
 use widemap_cluster::Role;
 use widemap_cluster::config::Config;
+use widemap_common::spec::Function;
 use widemap_proto::jobs::{JobName, Submission};
 
+use super::argv::List;
 use super::collect::{Done, Outlets, Owner, Signals, Wanted, collect};
 use super::job::Typed;
-use super::options::{JobArgs, MapArgs};
+use super::options::{JobArgs, MapArgs, RecordArgs};
 use super::place::{self, Sources, Whereabouts};
 use super::settings::Settings;
-use super::{complain, coordinator, job, rerun};
+use super::{complain, coordinator, dry_run, job, print_config, rerun};
 use crate::client::{self, Coordinator};
-use crate::data::{Artifacts, Source};
+use crate::data::{Artifacts, CommandShown, Recording, Source};
 use crate::driver::{self, Ending, JournalPlan, Outcome, Plan, Results};
 use crate::embedded::Spawner;
 use crate::error::MapError;
@@ -26,9 +28,14 @@ use crate::{exit, logging, say, summary};
 enum Errand {
     /// Here, with workers of one's own.
     Own(Box<Plan>, Option<Spawner>),
+    /// It is done.
+    Nothing,
     /// By a coordinator.
     Theirs(Box<Theirs>),
 }
+
+/// Finds out of a map whether it is to be run.
+type Check<'a> = dyn Fn(&Submission) -> Result<(), MapError> + 'a;
 
 /// A map that a coordinator runs.
 struct Theirs {
@@ -40,18 +47,19 @@ struct Theirs {
 }
 
 /// Runs `widemap map`.
-pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<Vec<OsString>>) -> ExitCode {
+pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<List>) -> ExitCode {
     let quiet = args.quiet;
     let rerun = if args.job.pipe { None } else { Some(rerun::command(words, &args.job.command)) };
     let begun = Instant::now();
-    let done = errand(args, lists).and_then(|errand| match errand {
-        Errand::Own(plan, spawner) => {
-            driver::run(*plan, spawner).map(|outcome| Done { outcome, took: Some(begun.elapsed()) })
-        }
-        Errand::Theirs(theirs) => super::block_on(by_coordinator(*theirs, begun)),
+    let done = errand(args, lists, &|_| Ok(())).and_then(|errand| match errand {
+        Errand::Nothing => Ok(None),
+        Errand::Own(plan, spawner) => driver::run(*plan, spawner)
+            .map(|outcome| Some(Done { outcome, took: Some(begun.elapsed()) })),
+        Errand::Theirs(theirs) => super::block_on(by_coordinator(*theirs, begun)).map(Some),
     });
     let Done { outcome, took } = match done {
-        Ok(done) => done,
+        Ok(Some(done)) => done,
+        Ok(None) => return ExitCode::from(exit::OK),
         Err(error) => {
             complain(&error, error.hint());
             return ExitCode::from(error.status());
@@ -59,6 +67,22 @@ pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<Vec<OsString>>) 
     };
     say(&outcome, quiet, rerun.as_deref(), took);
     ExitCode::from(status(&outcome))
+}
+
+/// Runs a map that is a part of something else, if `check` finds that it is the right one; what it ends in.
+///
+/// # Errors
+/// What kept it from starting, and what `check` says.
+pub(super) fn run_checked(args: MapArgs, check: &Check<'_>) -> Result<u8, MapError> {
+    let (quiet, begun) = (args.quiet, Instant::now());
+    let outcome = match errand(args, Vec::new(), check)? {
+        Errand::Nothing => return Ok(exit::OK),
+        Errand::Own(plan, spawner) => driver::run(*plan, spawner)?,
+        Errand::Theirs(theirs) => super::block_on(by_coordinator(*theirs, begun))?.outcome,
+    };
+    let told = Outcome { failures_file: None, ..outcome };
+    say(&told, quiet, None, Some(begun.elapsed()));
+    Ok(status(&told))
 }
 
 /// The last words on a map, or on a job that was collected. It is summed up if it has ended, and took so
@@ -102,13 +126,22 @@ pub(super) fn status(outcome: &Outcome) -> u8 {
 
 /// Decides everything that can be decided before anything runs, and starts the spawner while the
 /// process has one thread.
-fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> {
+fn errand(args: MapArgs, lists: Vec<List>, check: &Check<'_>) -> Result<Errand, MapError> {
     let config = Config::find()?;
     logging::start(&args.log, &config)?;
+    if args.print_config {
+        print_config::print(&args, &config);
+        return Ok(Errand::Nothing);
+    }
     let settings = Settings::find(&args, &config)?;
     let Typed { submission, source, artifacts, files_are_here } =
-        job::submission(&args.job, lists, settings.max_output)?;
+        job::submission(&args.job, lists, settings.max_output, args.records.is_any())?;
     distinct(&args)?;
+    check(&submission)?;
+    if args.dry_run {
+        dry_run::run(&args.job, &submission.spec, source)?;
+        return Ok(Errand::Nothing);
+    }
     let whereabouts = Whereabouts::find_or_coordinator(&args.place, &args.coordinator, &config)?;
     if let Some(named) = whereabouts.coordinator() {
         fits_a_coordinator(&args)?;
@@ -140,7 +173,9 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         resume: args.resume,
         submission: submission.clone(),
     });
+    let recording = recording(&args.records, &submission);
     let plan = Plan {
+        stops: submission.policy.stops,
         policy: driver::job_policy(&submission.spec, submission.policy.clone()),
         blocks: driver::block_rule(submission.blocks, submission.spec.function.runtime()),
         spec: submission.spec,
@@ -153,14 +188,14 @@ fn errand(args: MapArgs, lists: Vec<Vec<OsString>>) -> Result<Errand, MapError> 
         timers: args.place.timers,
         results: Results {
             output: args.output.filter(|path| !is_stdout(path)),
-            json: submission.output.json,
-            separator: submission.output.separator,
-            unordered: submission.output.unordered,
+            recording,
+            form: submission.output,
             failures: args.failures,
             receipt: args.receipt,
         },
         quiet: args.quiet,
         progress: !args.quiet && !args.no_progress,
+        explain_every: args.explain_every,
         artifacts,
         private: args.job.wd.is_none() && files_are_here,
         reorder_bytes_max: args.reorder_bytes_max,
@@ -196,13 +231,32 @@ fn needs_no_coordinator(args: &JobArgs) -> Result<(), MapError> {
     said.map_or(Ok(()), |flag| Err(MapError::OnlyWithCoordinator(flag)))
 }
 
+/// What is made of records, if that is what there is.
+fn recording(args: &RecordArgs, submission: &Submission) -> Option<Recording> {
+    let Submission { output, spec, .. } = submission;
+    output.is_of_records().then(|| Recording {
+        json: output.json,
+        tag: output.tag,
+        fill: output.fill.clone(),
+        separator: output.separator,
+        joblog: args.joblog.clone(),
+        results: args.results.clone(),
+        command: match &spec.function {
+            Function::Exec { argv } => CommandShown::PerItem(argv.clone()),
+            _ => CommandShown::Text(submission.function_shown()),
+        },
+    })
+}
+
 fn wanted_results(args: MapArgs, submission: &Submission) -> Wanted {
     Wanted {
+        recording: recording(&args.records, submission),
         output: args.output.filter(|path| !is_stdout(path)),
         failures: args.failures,
         receipt: args.receipt.map(|path| (path, submission.spec.clone())),
         quiet: args.quiet,
         progress: !args.quiet && !args.no_progress,
+        explain_every: args.explain_every,
         suffix: args.coordinator.suffix(),
     }
 }
@@ -249,9 +303,15 @@ async fn withdraw(coordinator: &Coordinator, own_key: Option<String>, signals: &
 
 /// What is written to is neither read from nor written to twice.
 fn distinct(args: &MapArgs) -> Result<(), MapError> {
-    let read = [("-a", &args.job.input), ("--from-failures", &args.job.from_failures)];
-    let written =
-        [("--output", &args.output), ("--failures", &args.failures), ("--receipt", &args.receipt)];
+    let inputs: Vec<_> = args.job.input.iter().cloned().map(Some).collect();
+    let read = inputs.iter().map(|path| ("-a", path));
+    let read = read.chain([("--from-failures", &args.job.from_failures)]);
+    let written = [
+        ("--output", &args.output),
+        ("--failures", &args.failures),
+        ("--receipt", &args.receipt),
+        ("--joblog", &args.records.joblog),
+    ];
     let identity =
         |path: &PathBuf| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
     let named = |(name, path): &(&'static str, &Option<PathBuf>)| {
@@ -260,7 +320,7 @@ fn distinct(args: &MapArgs) -> Result<(), MapError> {
         let special = std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
         (!special && !is_stdout(path)).then_some((*name, identity(path)?))
     };
-    let files: Vec<_> = read.iter().chain(&written).filter_map(named).collect();
+    let files: Vec<_> = read.chain(written).filter_map(|file| named(&file)).collect();
     for (index, (name, path)) in files.iter().enumerate() {
         if let Some((other, _)) = files[index + 1..].iter().find(|(_, other)| other == path) {
             return Err(MapError::SameFile(name, other));

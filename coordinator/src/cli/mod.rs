@@ -4,7 +4,9 @@ mod again;
 mod argv;
 mod collect;
 mod coordinator;
+mod dry_run;
 mod files;
+mod gnu;
 mod job;
 mod jobs;
 mod journal;
@@ -12,10 +14,13 @@ mod key;
 mod map;
 mod options;
 mod place;
+mod print_config;
 mod python;
+mod repair;
 mod rerun;
 mod serve;
 mod settings;
+mod sources;
 mod submit;
 mod table;
 mod wasm;
@@ -36,6 +41,7 @@ use crate::{doctor, exit, say};
 /// multiprocessing.Pool.map across every machine you have.
 #[derive(Debug, Parser)]
 #[command(name = "widemap", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(args_override_self = true)]
 #[command(about = "multiprocessing.Pool.map across every machine you have")]
 #[command(after_help = "Try: seq 10 | widemap map -- echo {}      More: widemap map --help")]
 pub(crate) struct Cli {
@@ -47,6 +53,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Run a function over a list, results in the order of the list
     Map(Box<options::MapArgs>),
+    /// Run what failed of a map again, and put the results into its output, in their places
+    Repair(Box<options::RepairArgs>),
     /// Hand a map in to a coordinator, and go home: prints the job's id
     Submit(Box<options::SubmitArgs>),
     /// Take jobs of several people in, and run them for as long as it takes
@@ -85,23 +93,21 @@ enum Command {
 
 /// Reads the command line, does what it says, and returns the exit status.
 pub(crate) fn run(argv: &[OsString]) -> ExitCode {
-    let argv::Pieces { words, lists } = match argv::cut(argv) {
-        Ok(pieces) => pieces,
-        Err(error) => {
-            complain(&error, error.hint());
-            return ExitCode::from(error.status());
-        }
-    };
+    let argv::Pieces { words, lists } = argv::cut(argv);
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(error) => {
             // If the terminal is gone, there is nobody to tell.
             let _ = error.print();
+            if let Some(advice) = gnu::advice(&error, &words) {
+                say::line(&format!("  hint: {advice}"));
+            }
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };
     match cli.command {
         Some(Command::Map(args)) => map::run(*args, &words, lists),
+        Some(Command::Repair(args)) => repair::run(*args, &lists),
         Some(Command::Submit(args)) => submit::run(&args, lists),
         Some(Command::Serve(args)) => serve::run(*args),
         Some(Command::Jobs(args)) => jobs::list(&args),

@@ -1,10 +1,10 @@
 //! `widemap submit`: hands a job in and prints what it is called.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use widemap_cluster::config::Config;
 
+use super::argv::List;
 use super::job::Typed;
 use super::options::SubmitArgs;
 use super::settings::max_output;
@@ -13,7 +13,7 @@ use crate::error::MapError;
 use crate::{exit, logging, say};
 
 /// Runs `widemap submit`.
-pub(crate) fn run(args: &SubmitArgs, lists: Vec<Vec<OsString>>) -> ExitCode {
+pub(crate) fn run(args: &SubmitArgs, lists: Vec<List>) -> ExitCode {
     match submit(args, lists) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(error) => {
@@ -23,12 +23,12 @@ pub(crate) fn run(args: &SubmitArgs, lists: Vec<Vec<OsString>>) -> ExitCode {
     }
 }
 
-fn submit(args: &SubmitArgs, lists: Vec<Vec<OsString>>) -> Result<(), MapError> {
+fn submit(args: &SubmitArgs, lists: Vec<List>) -> Result<(), MapError> {
     let config = Config::find()?;
     logging::start(&args.user.log, &config)?;
     let max_output = max_output(args.job.max_output, &config)?;
     let Typed { submission, source, artifacts, .. } =
-        job::submission(&args.job, lists, max_output)?;
+        job::submission(&args.job, lists, max_output, args.keep_records)?;
     let submitted = super::block_on(async {
         let coordinator = coordinator::find(&args.user, &config).await?;
         coordinator.submit(submission, source, artifacts).await.map_err(MapError::from)

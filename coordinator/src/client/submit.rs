@@ -152,6 +152,7 @@ fn is_repeatable(source: &Source) -> bool {
         Source::Items(_) => true,
         Source::File(path) => std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file()),
         Source::Stdin => false,
+        Source::Made(recipe) => recipe.is_repeatable(),
     }
 }
 

@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use widemap_common::framing::Framing;
 use widemap_common::limits::{
-    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_ITEMS_MAX, BLOCKS_PER_SIZE, FILTER_CHUNK_BYTES_MAX,
-    READ_BLOCK_BYTES,
+    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BLOCK_ITEMS_MAX, BLOCKS_PER_SIZE, CHUNK_ITEMS_MAX,
+    FILTER_CHUNK_BYTES_MAX, FILTER_CHUNK_ITEMS_MAX, READ_BLOCK_BYTES,
 };
 
 use super::source::InputError;
@@ -31,6 +31,15 @@ impl BlockRule {
     #[must_use]
     pub fn is_block_wise(self) -> bool {
         matches!(self, Self::Fixed(_) | Self::Schedule)
+    }
+
+    /// The most items that are cut at once.
+    pub(super) fn chunk_items_max(self) -> u32 {
+        match self {
+            Self::ItemWise => CHUNK_ITEMS_MAX,
+            Self::ItemWiseLarge => FILTER_CHUNK_ITEMS_MAX,
+            Self::Fixed(_) | Self::Schedule => BLOCK_ITEMS_MAX,
+        }
     }
 
     /// The bytes that block number `index` (from 0) reaches for.
@@ -138,7 +147,7 @@ impl Splitter {
     /// Takes what is left when the input has ended; its last item may lack its end.
     pub(super) fn finish(&mut self) -> Result<Vec<Block>, InputError> {
         let mut blocks = self.take_blocks()?;
-        if self.framing == Framing::LengthPrefixed && self.scanned < self.buffer.len() {
+        if self.framing.separator().is_none() && self.scanned < self.buffer.len() {
             return Err(InputError::CutShort { item: self.items_before + self.items + 1 });
         }
         if !self.buffer.is_empty() {
@@ -155,7 +164,9 @@ impl Splitter {
             Framing::Separator(separator) => {
                 memchr::memrchr(separator, &self.buffer).map_or(0, |at| at + 1)
             }
-            Framing::LengthPrefixed => self.framing.offset_of(&self.buffer, u64::MAX),
+            Framing::LengthPrefixed | Framing::Columns => {
+                self.framing.offset_of(&self.buffer, u64::MAX)
+            }
         };
         self.buffer.truncate(whole);
         let items = self.framing.count(&self.buffer);
@@ -174,7 +185,7 @@ impl Splitter {
                 Ok(self.find_target_end(separator))
             }
             Framing::Separator(separator) => Ok(self.find_last_end(separator)),
-            Framing::LengthPrefixed => self.walk_to_end(),
+            Framing::LengthPrefixed | Framing::Columns => self.walk_to_end(),
         }
     }
 
@@ -310,7 +321,7 @@ pub(super) fn fit(framing: Framing, bytes: &[u8], items: u64, bounds: Bounds) ->
                 fitting => fitting,
             }
         }
-        Framing::LengthPrefixed => {
+        Framing::LengthPrefixed | Framing::Columns => {
             let (mut taken, mut length) = (0, 0);
             for item in framing.items(bytes) {
                 let end = length + size_of::<u32>() + item.len();

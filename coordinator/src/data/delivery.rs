@@ -1,15 +1,20 @@
 //! Results that come finished from elsewhere, as from a coordinator that serves: written as they are, on
 //! whatever thread may wait for it.
 
+use std::fs::File;
+
 use super::failures_file::FailuresFile;
 use super::outlet::Outlet;
+use super::recorder::Recorder;
 use super::render::output_error;
-use super::sink::{SinkError, SinkReport, SinkTarget};
+use super::sink::{SinkError, SinkReport, SinkTarget, mark};
 
 /// Writes the output and the failures file.
 pub struct Delivery {
     outlet: Outlet,
+    again: Option<File>,
     name: String,
+    recorder: Option<Recorder>,
     failures: FailuresFile,
     failure_lines: u64,
     output_bytes: u64,
@@ -17,12 +22,20 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Writes to `target`, which is hashed on the way if that `is_hashed`.
+    /// Writes to `target`, which is hashed on the way if that `is_hashed`. What comes are records if there is a
+    /// `recorder` to make the output of them.
     #[must_use]
-    pub fn new(target: SinkTarget, is_hashed: bool, failures: FailuresFile) -> Self {
+    pub fn new(
+        target: SinkTarget,
+        is_hashed: bool,
+        recorder: Option<Recorder>,
+        failures: FailuresFile,
+    ) -> Self {
         Self {
             outlet: Outlet::new(target.file, is_hashed),
+            again: target.again,
             name: target.name,
+            recorder,
             failures,
             failure_lines: 0,
             output_bytes: 0,
@@ -35,9 +48,20 @@ impl Delivery {
     /// # Errors
     /// [`SinkError`] if they cannot be written, or nobody reads them any more.
     pub fn output(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        match self.recorder.take() {
+            None => self.write(bytes)?,
+            Some(mut recorder) => {
+                let fed = recorder.feed(bytes, |bytes| self.write(bytes));
+                self.recorder = Some(recorder);
+                fed?;
+            }
+        }
+        self.outlet.flush().map_err(|source| output_error(&self.name, source))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
         self.output_bytes += bytes.len() as u64;
-        let written = self.outlet.write(bytes).and_then(|()| self.outlet.flush());
-        written.map_err(|source| output_error(&self.name, source))
+        self.outlet.write(bytes).map_err(|source| output_error(&self.name, source))
     }
 
     /// The next line of the failures file, without its newline.
@@ -57,7 +81,9 @@ impl Delivery {
     /// # Errors
     /// [`SinkError`] if that cannot be.
     pub fn finish(mut self) -> Result<SinkReport, SinkError> {
-        self.failures.finish()?;
+        let has_lines = self.failure_lines > 0;
+        let mark = if has_lines { mark(&mut self.again, self.output_bytes) } else { None };
+        self.failures.finish(mark)?;
         Ok(SinkReport {
             output_bytes: self.output_bytes,
             output_blake3: self.outlet.hash().map(|hash| hash.to_hex().to_string()),

@@ -35,6 +35,7 @@ pub fn function_digest(spec: &JobSpec) -> String {
     match framing {
         Framing::Separator(separator) => field(&[*separator]),
         Framing::LengthPrefixed => field(b"length"),
+        Framing::Columns => field(b"columns"),
     }
     for file in files.iter() {
         field(b"file");
@@ -73,6 +74,7 @@ mod tests {
             limits: widemap_common::spec::Limits::default(),
             slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
+            ok_exit: Vec::new(),
         };
         let with_file = |content: u8| {
             let digest = Digest([content; 32]);

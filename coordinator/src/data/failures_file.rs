@@ -1,5 +1,7 @@
 //! The failures file: one JSON line for each item that failed, in the order of the items.
 
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::PathBuf;
 
 use super::outlet::Outlet;
@@ -82,12 +84,35 @@ impl FailuresFile {
         outlet.flush().map_err(|source| error(&self.path, source))
     }
 
-    /// Puts the file in its place: until then what was there before is untouched.
-    pub(super) fn finish(&mut self) -> Result<(), SinkError> {
+    /// Puts the file in its place: until then what was there before is untouched. With the length and the hash
+    /// of the output, if those are known, a repair can tell that it is the one that the lines are of.
+    pub(super) fn finish(&mut self, output: Option<(u64, String)>) -> Result<(), SinkError> {
         self.flush()?;
         self.outlet = None;
+        if let Some((bytes, hash)) = output
+            && let Some(lines) = self.output.as_ref().and_then(OutputFile::reopen)
+        {
+            let fields = format!(",\"output_bytes\":{bytes},\"output_blake3\":\"{hash}\"}}\n");
+            let marked = self.marked(lines, fields.as_bytes()).map_err(|source| self.error(source));
+            self.output = Some(marked?);
+        }
         let placed = self.output.take().map_or(Ok(()), OutputFile::commit);
         placed.map_err(|error| self.error(std::io::Error::other(error)))
+    }
+
+    /// The same lines with more fields.
+    fn marked(&self, lines: File, fields: &[u8]) -> io::Result<OutputFile> {
+        let marked = OutputFile::create(&self.path).map_err(io::Error::other)?;
+        let mut to = BufWriter::new(marked.file());
+        let (mut lines, mut line) = (BufReader::new(lines), Vec::new());
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            to.write_all(line.strip_suffix(b"}\n").unwrap_or(&line))?;
+            to.write_all(fields)?;
+            line.clear();
+        }
+        to.flush()?;
+        drop(to);
+        Ok(marked)
     }
 
     fn open(&mut self) -> Result<(), SinkError> {

@@ -1,5 +1,7 @@
 //! How results and failures are written: raw, or one JSON object a line (cli.md, "Out").
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
@@ -19,6 +21,35 @@ pub enum Format {
     },
     /// One JSON object a line for each item, or each block.
     Json,
+    /// The same, and when it began: what a [`super::Recorder`] makes other things of, the line of a failed item
+    /// among them.
+    Records {
+        /// As of [`Format::Raw`].
+        fill: Option<Vec<u8>>,
+    },
+}
+
+impl Format {
+    /// Whether there is a line of JSON for each result.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        !matches!(self, Self::Raw { .. })
+    }
+
+    /// Whether it says when items began.
+    #[must_use]
+    pub fn has_times(&self) -> bool {
+        matches!(self, Self::Records { .. })
+    }
+
+    /// The line that stands for a failed item in raw output, without its end.
+    #[must_use]
+    pub fn fill(&self) -> Option<&[u8]> {
+        match self {
+            Self::Raw { fill } | Self::Records { fill } => fill.as_deref(),
+            Self::Json => None,
+        }
+    }
 }
 
 /// What the bytes of results are.
@@ -50,11 +81,13 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     items: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    item: Option<&'a str>,
+    item: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     item_base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    args: Option<[&'a str; 1]>,
+    args: Option<Vec<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args_base64: Option<Vec<String>>,
     status: &'static str,
     exit: Option<i32>,
     signal: Option<i32>,
@@ -65,7 +98,7 @@ struct Line<'a> {
     output_base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<&'a RawValue>,
-    stderr: std::borrow::Cow<'a, str>,
+    stderr: Cow<'a, str>,
     worker: Option<&'a str>,
     attempts: u32,
     seconds: f64,
@@ -73,6 +106,9 @@ struct Line<'a> {
     function: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<u64>,
+    /// Unix time in seconds. The last field of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started: Option<f64>,
 }
 
 /// Appends a line for each result. `output` is theirs alone, in order.
@@ -82,12 +118,17 @@ pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, o
         let stderr = results.stderr.first().map_or(&[][..], |told| &told.data);
         let mut line = good_line(shape, results, 0, stderr, micros);
         line.items = Some(results.range.items);
+        line.exit = line.exit.and(exits(results).next());
+        line.started = started(results.ended_us, micros);
         (line.output, line.output_base64) = text_or_base64(output);
         return push_line(out, &line);
     }
     let mut lengths = varint::iter(&results.item_lengths);
     let mut micros = varint::iter(&results.item_micros);
+    let mut exits = exits(results);
     let mut stderr = results.stderr.iter().peekable();
+    // They ran one after the other.
+    let mut left_us: u64 = varint::iter(&results.item_micros).sum();
     let average = results.busy_us / u64::from(results.range.items);
     let mut rest = output;
     for (index, item) in (0..).zip(shape.input.items(&results.input)) {
@@ -103,9 +144,12 @@ pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, o
         rest = others;
         let told = stderr.next_if(|told| told.index == index);
         let told = told.map_or(&[][..], |told| &told.data);
-        let mut line = good_line(shape, results, index, told, micros.next().unwrap_or(average));
-        (line.item, line.item_base64) = text_or_base64(item);
-        line.args = line.item.map(|item| [item]);
+        let own_us = micros.next().unwrap_or(average);
+        let mut line = good_line(shape, results, index, told, own_us);
+        line.exit = line.exit.and(exits.next());
+        line.started = started(results.ended_us, left_us);
+        left_us = left_us.saturating_sub(own_us);
+        line.name_item(shape.input, item);
         let own = without_framing(shape.results, own);
         line.value = value(shape.results, own);
         if line.value.is_none() {
@@ -118,6 +162,7 @@ pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, o
 /// Appends the line that stands for a failed item in the output.
 pub(super) fn push_failure(out: &mut Vec<u8>, shape: Shape, record: &FailureRecord) {
     let mut line = failure_line(shape, record);
+    line.started = started(record.ended_us, record.micros);
     match shape.results {
         ResultShape::Json => line.value = Some(RawValue::NULL),
         _ => line.output = Some(""),
@@ -173,6 +218,7 @@ fn good_line<'a>(
         item: None,
         item_base64: None,
         args: None,
+        args_base64: None,
         status: "ok",
         exit: (shape.results == ResultShape::Printed).then_some(0),
         signal: None,
@@ -186,18 +232,29 @@ fn good_line<'a>(
         seconds: seconds(micros),
         offset: None,
         function: None,
+        started: None,
     }
 }
 
+/// The exit status of each item.
+fn exits(results: &Results) -> impl Iterator<Item = i32> {
+    let told = varint::iter(&results.item_exits);
+    told.map(|status| i32::try_from(status).unwrap_or_default()).chain(std::iter::repeat(0))
+}
+
+/// When an item began that ended then, or so long before: Unix time in seconds.
+fn started(ended_us: Option<u64>, before_us: u64) -> Option<f64> {
+    ended_us.map(|ended_us| seconds(ended_us.saturating_sub(before_us)))
+}
+
 fn failure_line(shape: Shape, record: &FailureRecord) -> Line<'_> {
-    let (item, item_base64) =
-        if shape.is_block_wise { (None, None) } else { text_or_base64(&record.item) };
-    Line {
+    let mut line = Line {
         seq: record.range.first + 1,
         items: shape.is_block_wise.then_some(record.range.items),
-        item,
-        item_base64,
-        args: item.map(|item| [item]),
+        item: None,
+        item_base64: None,
+        args: None,
+        args_base64: None,
         status: record.kind.name(),
         exit: record.exit,
         signal: record.signal,
@@ -211,6 +268,33 @@ fn failure_line(shape: Shape, record: &FailureRecord) -> Line<'_> {
         seconds: seconds(record.micros),
         offset: None,
         function: None,
+        started: None,
+    };
+    if !shape.is_block_wise {
+        line.name_item(shape.input, &record.item);
+    }
+    line
+}
+
+impl<'a> Line<'a> {
+    /// Which item it is about, and of what it is made.
+    fn name_item(&mut self, framing: Framing, item: &'a [u8]) {
+        match framing.joined(item) {
+            Cow::Borrowed(item) => {
+                let (text, base64) = text_or_base64(item);
+                (self.item, self.item_base64) = (text.map(Cow::Borrowed), base64);
+            }
+            Cow::Owned(item) => match String::from_utf8(item) {
+                Ok(text) => self.item = Some(Cow::Owned(text)),
+                Err(error) => self.item_base64 = Some(BASE64.encode(error.as_bytes())),
+            },
+        }
+        let columns: Vec<_> = framing.columns(item).collect();
+        let texts = columns.iter().map(|column| std::str::from_utf8(column).ok());
+        self.args = texts.collect();
+        if self.args.is_none() && framing == Framing::Columns {
+            self.args_base64 = Some(columns.iter().map(|column| BASE64.encode(column)).collect());
+        }
     }
 }
 
@@ -241,7 +325,7 @@ fn without_framing(shape: ResultShape, output: &[u8]) -> &[u8] {
             output.strip_suffix(&[separator]).unwrap_or(output)
         }
         ResultShape::Json => output.strip_suffix(b"\n").unwrap_or(output),
-        ResultShape::Framed(Framing::LengthPrefixed) => {
+        ResultShape::Framed(Framing::LengthPrefixed | Framing::Columns) => {
             Framing::LengthPrefixed.items(output).next().unwrap_or_default()
         }
     }

@@ -147,6 +147,13 @@ impl HeldInput {
         true
     }
 
+    /// Whether an item is held.
+    #[must_use]
+    pub fn holds(&self, item: u64) -> bool {
+        let before = self.chunks.range(..=item).next_back();
+        before.is_some_and(|(_, held)| held.range.contains(item))
+    }
+
     /// One item without its framing.
     ///
     /// # Errors
@@ -156,7 +163,7 @@ impl HeldInput {
         let length = self.framing.items(&framed).next().map_or(0, <[u8]>::len);
         let start = match self.framing {
             Framing::Separator(_) => 0,
-            Framing::LengthPrefixed => framed.len() - length,
+            Framing::LengthPrefixed | Framing::Columns => framed.len() - length,
         };
         Ok(framed.slice(start..start + length))
     }

@@ -10,12 +10,13 @@ use std::os::unix::fs::MetadataExt;
 use bytes::Bytes;
 use widemap_common::framing::{Framing, push_length_prefixed};
 use widemap_common::ids::ItemRange;
-use widemap_common::limits::{CHUNK_ITEMS_MAX, ITEM_BYTES_MAX, READ_BLOCK_BYTES};
+use widemap_common::limits::{ITEM_BYTES_MAX, READ_BLOCK_BYTES};
 
 use super::block::{Block, BlockRule, Bounds, Splitter, fit};
+use super::combine::Combiner;
 use super::excluded::Excluded;
 use super::prefix::{Prefix, Trail};
-use super::reader::{Reader, Reading};
+use super::reader::{Feed, Reader, Reading};
 use super::source::{InputError, Source, open_file, widen_pipe};
 
 /// A contiguous run of items, the unit that is sent.
@@ -150,6 +151,16 @@ impl Input {
         let trail = |name: &str| before.map(|before| Trail::new(name.to_owned(), before));
         let splitter = Splitter::new(framing, rule, ITEM_BYTES_MAX);
         let (file, name) = match source {
+            Source::Made(recipe) => {
+                let name = "the items".to_owned();
+                let feed = Feed::Made(Some(Box::new(Combiner::open(recipe)?)));
+                let trail = trail(&name);
+                let reading = Reading { feed, name: name.clone(), is_regular: false, trail };
+                let reader = Reader::start(reading, splitter, Box::new(notify));
+                let failed = |source| InputError::Start { name, source };
+                input.reader = Some(reader.map_err(failed)?);
+                return Ok(input);
+            }
             Source::Items(items) => {
                 let mut blocks = split_list(&items, framing, splitter)?;
                 if let Some(mut trail) = trail("the list of items") {
@@ -200,7 +211,7 @@ impl Input {
             widen_pipe(&file);
         }
         let (name, is_regular) = (name.to_owned(), metadata.is_file());
-        let reading = Reading { file, name, is_regular, trail };
+        let reading = Reading { feed: Feed::File(file), name, is_regular, trail };
         self.reader = Some(Reader::start(reading, splitter, notify).map_err(failed)?);
         Ok(())
     }
@@ -243,7 +254,7 @@ impl Input {
             (block.items, block.bytes.len())
         } else {
             let bounds = Bounds {
-                items_max: u64::from(items_max.clamp(1, CHUNK_ITEMS_MAX)),
+                items_max: u64::from(items_max.clamp(1, self.rule.chunk_items_max())),
                 bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX),
             };
             fit(self.framing, &block.bytes, block.items, bounds)
@@ -254,7 +265,7 @@ impl Input {
     /// Cuts a chunk of exactly `items` items, joined by a copy where they lie in several blocks;
     /// fewer only at the end of the input, or before items that are excluded. `None` until that many have arrived.
     pub fn cut_exact(&mut self, items: u32) -> Option<Chunk> {
-        let wanted = u64::from(items.clamp(1, CHUNK_ITEMS_MAX));
+        let wanted = u64::from(items.clamp(1, self.rule.chunk_items_max()));
         loop {
             let missing = wanted - self.gathered.items;
             let Some(Ready { first, block, .. }) = self.ready.front() else { break };
@@ -462,7 +473,7 @@ fn split_list(
         }
         let buffer = splitter.room();
         match framing {
-            Framing::LengthPrefixed => push_length_prefixed(buffer, item),
+            Framing::LengthPrefixed | Framing::Columns => push_length_prefixed(buffer, item),
             Framing::Separator(separator) if memchr::memchr(separator, item).is_some() => {
                 return Err(InputError::SeparatorInItem { item: number, separator });
             }

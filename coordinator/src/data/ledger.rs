@@ -113,14 +113,20 @@ impl Ledger {
 
     /// An item, or a block, failed for good.
     pub(crate) fn fail(&mut self, record: &FailureRecord, told_by: Option<AttemptId>) {
-        let Rendering { ref format, shape, .. } = *self.rendering;
+        let Rendering { ref format, shape, separator } = *self.rendering;
         let mut line = Vec::new();
         format::push_failure_record(&mut line, shape, record, &self.config.function);
-        let mut output = Vec::new();
-        if *format == Format::Json {
+        let (mut output, mut raw_bytes) = (Vec::new(), 0);
+        if let Some(fill) = format.fill() {
+            output.extend_from_slice(fill);
+            output.push(separator);
+            raw_bytes = output.len() as u64;
+        }
+        if format.is_json() {
+            output.clear();
             format::push_failure(&mut output, shape, record);
         }
-        let payload = Box::new(Line(output));
+        let payload = Box::new(Line { output, raw_bytes });
         let entry = Entry::Failed { range: record.range, record: line, payload };
         let ticket = self.config.writer.append(self.config.job, entry);
         if let Some(attempt) = told_by {
@@ -221,7 +227,7 @@ impl Payload for Rendered {
     fn write_to(&mut self, to: &mut dyn Write) -> io::Result<u64> {
         let Rendering { ref format, shape, separator } = *self.rendering;
         let mut raw_bytes = 0;
-        if let (Some(results), Format::Json) = (&self.results, format) {
+        if let (Some(results), true) = (&self.results, format.is_json()) {
             let mut joined = Vec::new();
             let output: &[u8] = match &self.output {
                 Output::Whole(bytes) => bytes,
@@ -261,15 +267,19 @@ impl Payload for Rendered {
 }
 
 /// What stands for a failed item in the output.
-struct Line(Vec<u8>);
+struct Line {
+    output: Vec<u8>,
+    /// How much of raw output it is.
+    raw_bytes: u64,
+}
 
 impl Payload for Line {
     fn write_to(&mut self, to: &mut dyn Write) -> io::Result<u64> {
-        to.write_all(&self.0)?;
-        Ok(0)
+        to.write_all(&self.output)?;
+        Ok(self.raw_bytes)
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.0.len() as u64
+        self.output.len() as u64
     }
 }

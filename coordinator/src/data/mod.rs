@@ -29,6 +29,7 @@
 
 mod artifacts;
 mod block;
+mod combine;
 mod delivery;
 mod digest;
 mod excluded;
@@ -45,6 +46,7 @@ mod piece;
 mod prefix;
 mod reader;
 mod receipt;
+mod recorder;
 mod render;
 mod reorder;
 mod report;
@@ -60,6 +62,7 @@ mod unframe;
 
 pub(crate) use artifacts::{Artifact, ArtifactError, ArtifactReader, Artifacts, digest_of};
 pub use block::BlockRule;
+pub use combine::{ColumnSeparator, ItemForm, Recipe, Values};
 pub use delivery::Delivery;
 pub use digest::function_digest;
 pub use failures_file::FailuresFile;
@@ -73,6 +76,7 @@ pub use output_file::{OutputFile, OutputFileError};
 pub use people::{item_shown, line_shown, message_shown, stderr_lines};
 pub use prefix::Prefix;
 pub use receipt::{ItemCounts, Unbalanced, receipt_json};
+pub use recorder::{CommandShown, RecordError, Recorder, Recording, raw_output};
 pub use report::{FailureRecord, Report, Results};
 pub use sink::{SinkConfig, SinkError, SinkReport, SinkTarget};
 pub use source::{InputError, Source};

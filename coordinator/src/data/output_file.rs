@@ -103,6 +103,15 @@ impl OutputFile {
         Ok(Self { path, state: State::Partial(temporary) })
     }
 
+    /// What was written so far, to be read; nothing of what is written to directly.
+    #[must_use]
+    pub fn reopen(&self) -> Option<File> {
+        match &self.state {
+            State::Partial(temporary) => temporary.reopen().ok(),
+            State::Direct(_) => None,
+        }
+    }
+
     /// Writes all of a small file and puts it in its place.
     ///
     /// # Errors
@@ -150,7 +159,7 @@ impl OutputFile {
     }
 
     /// What is written to until then.
-    pub(super) fn file(&self) -> &File {
+    pub fn file(&self) -> &File {
         match &self.state {
             State::Partial(temporary) => temporary.as_file(),
             State::Direct(file) => file,

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use widemap_common::limits::READ_AHEAD_BLOCKS;
 
 use super::block::{Block, Splitter};
+use super::combine::Combiner;
 use super::prefix::{Prefix, Trail};
 use super::source::InputError;
 use crate::thread::Thread;
@@ -38,9 +39,16 @@ pub(super) struct Arrived {
     pub(super) is_checked: bool,
 }
 
+/// What items are read of.
+pub(super) enum Feed {
+    File(File),
+    /// They are made of what is read; gone once that has begun.
+    Made(Option<Box<Combiner>>),
+}
+
 /// How a file is read.
 pub(super) struct Reading {
-    pub(super) file: File,
+    pub(super) feed: Feed,
     /// What errors call it.
     pub(super) name: String,
     /// A regular file is never waited for; anything else is delivered as it arrives.
@@ -192,12 +200,24 @@ fn read_all(
     shared: &Shared,
     wake: &OwnedFd,
 ) -> Result<Option<()>, InputError> {
-    let mut read_bytes = 0;
-    loop {
-        if !reading.is_regular && !wait_readable(&reading.file, wake) {
+    if let Feed::Made(combiner) = &mut reading.feed {
+        let Some(combiner) = combiner.take() else { return Ok(None) };
+        let mut deliver = |splitter: &mut Splitter| {
+            let blocks = reading.follow(splitter.take_blocks()?, shared)?;
+            Ok(shared.push(blocks))
+        };
+        if combiner.run(splitter, wake, &mut deliver)?.is_none() {
             return Ok(None);
         }
-        match rustix::io::read(&reading.file, spare_capacity(splitter.room())) {
+        return read_end(reading, splitter, shared);
+    }
+    let mut read_bytes = 0;
+    loop {
+        let Feed::File(file) = &reading.feed else { return Ok(None) };
+        if !reading.is_regular && !wait_readable(file, wake) {
+            return Ok(None);
+        }
+        match rustix::io::read(file, spare_capacity(splitter.room())) {
             Ok(0) => break,
             Ok(bytes) => read_bytes += bytes as u64,
             Err(Errno::INTR | Errno::AGAIN) => continue,
@@ -209,7 +229,7 @@ fn read_all(
         }
         let gather = !splitter.is_full()
             && !splitter.is_block_wise()
-            && (reading.is_regular || (!shared.has_room() && is_readable(&reading.file)));
+            && (reading.is_regular || (!shared.has_room() && is_readable(file)));
         if !gather {
             let blocks = reading.follow(splitter.take_blocks()?, shared)?;
             if !shared.push(blocks) {
@@ -217,6 +237,15 @@ fn read_all(
             }
         }
     }
+    read_end(reading, splitter, shared)
+}
+
+/// Hands over what is left when all was read.
+fn read_end(
+    reading: &mut Reading,
+    splitter: &mut Splitter,
+    shared: &Shared,
+) -> Result<Option<()>, InputError> {
     let mut blocks = reading.follow(splitter.finish()?, shared)?;
     blocks.append(&mut reading.end(shared)?);
     Ok(shared.push(blocks).then_some(()))

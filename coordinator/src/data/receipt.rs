@@ -77,6 +77,7 @@ pub fn receipt_json(spec: &JobSpec, items: ItemCounts, sink: &SinkReport, second
     let framing = match spec.framing {
         Framing::Separator(separator) => format!("separator {separator}"),
         Framing::LengthPrefixed => "length".to_owned(),
+        Framing::Columns => "columns".to_owned(),
     };
     let digest = function_digest(spec);
     let receipt = Receipt {
@@ -110,6 +111,7 @@ mod tests {
             limits: widemap_common::spec::Limits::default(),
             slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
+            ok_exit: Vec::new(),
         };
         let items = ItemCounts { read: 3, ok: 2, failed: 1, not_run: 0 };
         let sink = SinkReport {

@@ -1,23 +1,28 @@
 //! What the sink's thread writes for each thing that it is handed, and the failures file beside it.
 
+use std::fs::File;
+
 use super::failures_file::FailuresFile;
 use super::format::{self, Format, ResultShape, Shape};
 use super::outlet::Outlet;
 use super::piece::{Emit, Piece};
+use super::recorder::Recorder;
 use super::report::{FailureRecord, Results};
-use super::sink::{SinkConfig, SinkError, SinkReport};
+use super::sink::{SinkConfig, SinkError, SinkReport, mark};
 use super::unframe::Unframe;
 use widemap_common::framing::Framing;
 
 /// Writes the output and the failures file.
 pub(super) struct Renderer {
     outlet: Outlet,
+    again: Option<File>,
     name: String,
     format: Format,
     shape: Shape,
     separator: u8,
     /// For raw results with their lengths before them.
     unframe: Option<Unframe>,
+    recorder: Option<Recorder>,
     failures: Option<FailuresFile>,
     failure_lines: u64,
     function: String,
@@ -32,11 +37,13 @@ impl Renderer {
         let is_prefixed = config.shape.results == ResultShape::Framed(Framing::LengthPrefixed);
         Self {
             outlet: Outlet::new(config.target.file, config.is_hashed),
+            again: config.target.again,
             name: config.target.name,
             unframe: is_prefixed.then(|| Unframe::new(config.separator)),
             format: config.format,
             shape: config.shape,
             separator: config.separator,
+            recorder: config.recorder,
             failures: config.failures,
             failure_lines: 0,
             function: config.function,
@@ -50,7 +57,7 @@ impl Renderer {
         match emit {
             Emit::Piece(piece) => self.write_piece(&piece),
             Emit::Small(bytes) => self.write_results(&bytes),
-            Emit::Results(results, output) if self.format == Format::Json => {
+            Emit::Results(results, output) if self.format.is_json() => {
                 self.render(&results, &output)
             }
             Emit::Results(_, output) => output.iter().try_for_each(|piece| self.write_piece(piece)),
@@ -71,13 +78,17 @@ impl Renderer {
     pub(super) fn keep_failures(&mut self) {
         if let Some(failures) = &mut self.failures {
             // The error that is told is the first one.
-            let _ = failures.finish();
+            let _ = failures.finish(None);
         }
     }
 
     pub(super) fn finish(&mut self) -> Result<SinkReport, SinkError> {
         self.flush()?;
-        self.failures.as_mut().map_or(Ok(()), FailuresFile::finish)?;
+        if let Some(failures) = &mut self.failures {
+            let has_lines = self.failure_lines > 0;
+            let mark = if has_lines { mark(&mut self.again, self.output_bytes) } else { None };
+            failures.finish(mark)?;
+        }
         Ok(SinkReport {
             output_bytes: self.output_bytes,
             output_blake3: self.outlet.hash().map(|hash| hash.to_hex().to_string()),
@@ -141,7 +152,10 @@ impl Renderer {
     fn write_failure(&mut self, record: &FailureRecord) -> Result<(), SinkError> {
         if let Some(failures) = &mut self.failures {
             let mut line = std::mem::take(&mut self.line);
-            let (offset, function) = (self.raw_bytes, &self.function);
+            // What is made of records is not what they have, and its place is known.
+            let is_made = self.recorder.as_ref().is_some_and(|recorder| !recorder.is_json());
+            let offset = if is_made { self.output_bytes } else { self.raw_bytes };
+            let function = &self.function;
             format::push_failures_file_line(&mut line, self.shape, record, offset, function);
             failures.write(&line)?;
             self.failure_lines += 1;
@@ -156,7 +170,9 @@ impl Renderer {
                 line.push(self.separator);
                 self.raw_bytes += line.len() as u64;
             }
-            Format::Json => format::push_failure(&mut line, self.shape, record),
+            Format::Json | Format::Records { .. } => {
+                format::push_failure(&mut line, self.shape, record);
+            }
         }
         self.write_line(line)
     }
@@ -164,7 +180,14 @@ impl Renderer {
     /// Writes a line, and keeps its memory for the next one unless it was unusually long.
     fn write_line(&mut self, mut line: Vec<u8>) -> Result<(), SinkError> {
         const KEPT_BYTES_MAX: usize = 1024 * 1024;
-        self.write(&line)?;
+        match self.recorder.take() {
+            None => self.write(&line)?,
+            Some(mut recorder) => {
+                let fed = recorder.feed(&line, |bytes| self.write(bytes));
+                self.recorder = Some(recorder);
+                fed?;
+            }
+        }
         line.clear();
         line.shrink_to(KEPT_BYTES_MAX);
         self.line = line;

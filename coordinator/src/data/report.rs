@@ -22,6 +22,9 @@ pub struct Report {
     stderr: Vec<ItemStderr>,
     item_lengths: Bytes,
     item_micros: Bytes,
+    item_exits: Bytes,
+    /// When it arrived: Unix time in milliseconds, if that is wanted.
+    ended_ms: Option<u64>,
     /// The whole output, where each good item has exactly one framed result in it.
     framed: Option<Framed>,
     at: Cursor,
@@ -45,6 +48,7 @@ struct Cursor {
     fault: usize,
     lengths: Bytes,
     micros: Bytes,
+    exits: Bytes,
 }
 
 /// Accepted results, with all that JSON says of them.
@@ -62,8 +66,12 @@ pub struct Results {
     pub item_lengths: Bytes,
     /// Packed: the microseconds of each item of `range`. Empty if not known.
     pub item_micros: Bytes,
+    /// Packed: the exit status of each item of `range`. Empty if all are 0, or there are none.
+    pub item_exits: Bytes,
     /// How long the attempt ran.
     pub busy_us: u64,
+    /// When the last item of `range` ended, about: Unix time in microseconds, if that is wanted.
+    pub ended_us: Option<u64>,
     /// Standard error, by index into `range`.
     pub stderr: Vec<ItemStderr>,
 }
@@ -91,6 +99,8 @@ pub struct FailureRecord {
     pub runs: u32,
     /// How long it ran last.
     pub micros: u64,
+    /// When that ended, about: Unix time in microseconds, if that is wanted.
+    pub ended_us: Option<u64>,
 }
 
 impl Report {
@@ -119,9 +129,17 @@ impl Report {
             stderr: done.stderr.clone(),
             item_lengths: done.item_lengths.clone(),
             item_micros: done.item_micros.clone(),
+            item_exits: done.item_exits.clone(),
+            ended_ms: None,
             framed,
-            at: Cursor::start(&done.item_lengths, &done.item_micros),
+            at: Cursor::start(&done.item_lengths, &done.item_micros, &done.item_exits),
         }
+    }
+
+    /// Says when it arrived: Unix time in milliseconds.
+    #[must_use]
+    pub fn arrived_at(self, unix_ms: Option<u64>) -> Self {
+        Self { ended_ms: unix_ms, ..self }
     }
 
     /// Where the output of `range`, good items all, lies in the attempt's output. `None` if that
@@ -149,15 +167,21 @@ impl Report {
     ) -> Option<(Range<u64>, Results)> {
         let (skip, end) = self.indices(range);
         let is_all = range == self.range && self.faults.is_empty();
-        let (within, item_lengths, item_micros) = if is_all {
-            (0..self.output_bytes, self.item_lengths.clone(), self.item_micros.clone())
+        let (within, item_lengths, item_micros, item_exits) = if is_all {
+            let lists = (self.item_lengths.clone(), self.item_micros.clone());
+            (0..self.output_bytes, lists.0, lists.1, self.item_exits.clone())
         } else {
             self.walk_to(skip)?;
-            let (lengths, micros) = (self.at.lengths.clone(), self.at.micros.clone());
+            let before = self.at.clone();
             let within = self.within(range)?;
-            let lengths = lengths.slice(..lengths.len() - self.at.lengths.len());
-            (within, lengths, micros.slice(..micros.len() - self.at.micros.len()))
+            let taken = |list: Bytes, rest: &Bytes| list.slice(..list.len() - rest.len());
+            let lengths = taken(before.lengths, &self.at.lengths);
+            let micros = taken(before.micros, &self.at.micros);
+            (within, lengths, micros, taken(before.exits, &self.at.exits))
         };
+        // What ran behind the range ran after it.
+        let later: u64 = varint::iter(&self.item_micros).skip(end as usize).sum();
+        let ended_us = self.ended_ms.map(|ms| ms.saturating_mul(1_000).saturating_sub(later));
         let stderr = self.stderr_of(skip..end).iter();
         let stderr = stderr.map(|told| ItemStderr { index: told.index - skip, ..told.clone() });
         let results = Results {
@@ -167,7 +191,9 @@ impl Report {
             runs,
             item_lengths,
             item_micros,
+            item_exits,
             busy_us: self.busy_us,
+            ended_us,
             stderr: stderr.collect(),
         };
         Some((within, results))
@@ -191,6 +217,7 @@ impl Report {
             worker: Some(Arc::clone(&self.worker)),
             runs,
             micros: fault.map_or(self.busy_us, |fault| fault.micros),
+            ended_us: self.ended_ms.map(|ms| ms.saturating_mul(1_000)),
         }
     }
 
@@ -215,7 +242,7 @@ impl Report {
     /// Walks to the item `index`. What a fault says of its place holds, whatever the lists say.
     fn walk_to(&mut self, index: u32) -> Option<()> {
         if index < self.at.index {
-            self.at = Cursor::start(&self.item_lengths, &self.item_micros);
+            self.at = Cursor::start(&self.item_lengths, &self.item_micros, &self.item_exits);
         }
         while self.at.index < index {
             match self.faults.get(self.at.fault) {
@@ -223,6 +250,7 @@ impl Report {
                     self.at.output_at = fault.output_offset + fault.output_bytes;
                     take_numbers(&mut self.at.lengths, 1);
                     take_numbers(&mut self.at.micros, 1);
+                    take_numbers(&mut self.at.exits, 1);
                     self.at.fault += 1;
                     self.at.index += 1;
                 }
@@ -259,15 +287,16 @@ impl Report {
             at.output_at + framed.framing.offset_of(rest, u64::from(items)) as u64
         };
         take_numbers(&mut at.micros, items);
+        take_numbers(&mut at.exits, items);
         at.index = end;
         Some(())
     }
 }
 
 impl Cursor {
-    fn start(lengths: &Bytes, micros: &Bytes) -> Self {
-        let (lengths, micros) = (lengths.clone(), micros.clone());
-        Self { index: 0, output_at: 0, fault: 0, lengths, micros }
+    fn start(lengths: &Bytes, micros: &Bytes, exits: &Bytes) -> Self {
+        let (lengths, micros, exits) = (lengths.clone(), micros.clone(), exits.clone());
+        Self { index: 0, output_at: 0, fault: 0, lengths, micros, exits }
     }
 }
 
@@ -277,7 +306,7 @@ impl Results {
     pub fn memory_bytes(&self) -> u64 {
         let stderr: usize =
             self.stderr.iter().map(|told| size_of::<ItemStderr>() + told.data.len()).sum();
-        let lists = self.item_lengths.len() + self.item_micros.len();
+        let lists = self.item_lengths.len() + self.item_micros.len() + self.item_exits.len();
         (size_of::<Self>() + self.input.len() + lists + stderr) as u64
     }
 }
@@ -297,6 +326,7 @@ impl FailureRecord {
             worker: None,
             runs: 0,
             micros: 0,
+            ended_us: None,
         }
     }
 

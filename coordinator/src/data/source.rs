@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use widemap_common::limits::PIPE_BYTES;
 
+use super::combine::Recipe;
+
 /// Where items come from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Source {
@@ -16,6 +18,8 @@ pub enum Source {
     File(PathBuf),
     /// A list that is there already, as from the command line.
     Items(Vec<Vec<u8>>),
+    /// Items that are put together from several lists, or split into columns.
+    Made(Recipe),
 }
 
 /// Why input could not be read, or not cut into items.
@@ -76,6 +80,14 @@ pub enum InputError {
     CutShort {
         /// Its number, from 1.
         item: u64,
+    },
+    /// Of lists that are needed again and again there is too much.
+    #[error(
+        "all lists of items but the first are kept in memory, up to {bytes_max} bytes: name the longest one first"
+    )]
+    ListsTooLong {
+        /// The limit.
+        bytes_max: usize,
     },
     /// An item of a list has the separator in it.
     #[error("item {item} contains the separator (byte {separator}) that items end in")]

@@ -60,6 +60,7 @@ impl SteppedMerge {
             shape,
             separator: b'\n',
             is_hashed: false,
+            recorder: None,
             failures: None,
             function: String::new(),
         };

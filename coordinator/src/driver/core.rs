@@ -15,7 +15,7 @@ use widemap_sched::Scheduler;
 use widemap_sched::event::{Action, Event};
 
 use super::fleet::Fleet;
-use super::job::{Ended, Job};
+use super::job::{Ended, Halting, Job};
 use super::notices::Notices;
 use super::tally::Tally;
 use super::unsettled::Unsettled;
@@ -87,6 +87,8 @@ pub(super) enum Verdict {
     Ended(JobId),
     /// It cannot go on.
     Failed(JobId, MapError),
+    /// Items failed, and it was to stop then. Where nothing more is to run, it has been cancelled.
+    Halted(JobId, MapError),
 }
 
 /// What a core is made with.
@@ -193,6 +195,21 @@ impl Core {
             }
         }
         self.verdicts.append(&mut failed);
+        self.halt_jobs();
+    }
+
+    /// Stops jobs of which enough has failed.
+    fn halt_jobs(&mut self) {
+        let halting = |(&id, job): (&JobId, &mut Job)| Some((id, job.take_halting()?));
+        let halting: Vec<_> = self.jobs.iter_mut().filter_map(halting).collect();
+        for (id, Halting { error, now }) in halting {
+            self.verdicts.push(Verdict::Halted(id, error));
+            if now {
+                self.cancel(id);
+            } else if let Some(job) = self.jobs.get(&id) {
+                self.events.push_back(Event::InputLevel { job: id, level: job.level() });
+            }
+        }
     }
 
     /// Gives a job up: nothing more of it is started, and what runs is cancelled.

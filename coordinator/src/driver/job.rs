@@ -11,6 +11,7 @@ mod members;
 mod open;
 mod outlets;
 mod results;
+mod stops;
 mod way;
 
 use std::collections::BTreeMap;
@@ -33,10 +34,12 @@ use deliverer::{Delivered, Deliverer};
 use fitness::Fitness;
 use history::History;
 use outlets::Outlets;
+use stops::Stops;
 use way::Way;
 
 pub(super) use ending::Lost;
 pub(super) use history::Ended;
+pub(super) use stops::Halting;
 
 /// See the file's head.
 pub(super) struct Job {
@@ -48,6 +51,10 @@ pub(super) struct Job {
     artifacts: Artifacts,
     /// Whether results are rendered as JSON, which takes more of them.
     json: bool,
+    /// Whether what items write on standard error is shown: JSON has it in its lines.
+    says_stderr: bool,
+    /// Whether they say when items ran.
+    has_times: bool,
     input: Input,
     held: HeldInput,
     inflight_bytes_max: u64,
@@ -55,6 +62,8 @@ pub(super) struct Job {
     gated: bool,
     /// Nothing more is cut: the job was given up.
     stopped: bool,
+    /// When it is to stop before its end.
+    stops: Stops,
     /// The scheduler knows how much input there is: a list is there before anything arrives.
     level_told: bool,
     way: Way,
@@ -74,6 +83,8 @@ pub(super) struct Job {
     fitness: Fitness,
     has_been_ready: bool,
     counts: Counts,
+    /// Items, or blocks, that failed for good.
+    failed_units: u64,
     failures: Vec<NamedFailure>,
     history: History,
 }
@@ -255,6 +266,20 @@ impl Job {
             Way::Direct(direct) => direct.memory_bytes_max(),
             Way::Ledger(ledger) => ledger.memory_bytes_max(),
         }
+    }
+
+    /// The first item that has no result yet, and what it is, for a person.
+    pub(super) fn waited_for(&mut self) -> Option<(u64, String)> {
+        let item = match &self.way {
+            Way::Direct(direct) => direct.merge.next_item(),
+            Way::Ledger(_) => return None,
+        };
+        if self.shape.is_block_wise {
+            return Some((item, " and its block".to_owned()));
+        }
+        let whole = if self.held.holds(item) { self.held.item(item).ok() } else { None };
+        let shown = whole.map(|whole| data::item_shown(&self.shape.input.joined(&whole)));
+        Some((item, shown.map_or_else(String::new, |shown| format!(" `{shown}`"))))
     }
 
     /// The first item that the output waits for, if it must be stored before others.

@@ -141,6 +141,7 @@ fn changes(before: &Submission, now: &Submission) -> Vec<String> {
         Framing::Separator(b'\n') => "in a newline".to_owned(),
         Framing::Separator(byte) => format!("in byte {byte}"),
         Framing::LengthPrefixed => "as a list does".to_owned(),
+        Framing::Columns => "as lists of columns do".to_owned(),
     };
     let framing = (ends(old.framing), ends(new.framing));
     compare("how items end (-0, :::)", framing.0, framing.1, old.framing != new.framing);

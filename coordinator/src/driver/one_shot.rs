@@ -70,6 +70,8 @@ pub(super) struct OneShot {
     /// Since when no worker could be used; `None` while one can.
     pub(super) alone_since: Option<Time>,
     pub(super) said: Said,
+    /// How often to say what the output waits for, and when next.
+    explain: Option<(Duration, Time)>,
     signals: Signals,
     journaled: Option<Journaled>,
     returning: Returning,
@@ -151,6 +153,7 @@ impl OneShot {
             timers,
         })?;
         let wait = plan.wait;
+        let explain = plan.explain_every.map(|every| (every, Time::ZERO + every));
         let job = Job::open(plan, journaled.as_ref(), progressed)?;
         let mut one_shot = Self {
             core,
@@ -158,6 +161,7 @@ impl OneShot {
             wait,
             alone_since: Some(Time::ZERO),
             said: Said::default(),
+            explain,
             signals,
             journaled,
             returning: Returning::default(),
@@ -227,6 +231,7 @@ impl OneShot {
             self.returning.deadline(),
             introduction,
             asked,
+            self.explain.map(|(_, at)| at),
         ]
         .into_iter()
         .flatten()
@@ -315,13 +320,27 @@ impl OneShot {
     fn conclude(&mut self) {
         for verdict in std::mem::take(&mut self.core.verdicts) {
             match verdict {
-                Verdict::Ended(_) => self.end.job_ended = true,
+                Verdict::Ended(_) => self.ended(),
                 Verdict::Failed(_, MapError::Output(error)) if error.is_closed() => {
                     self.end.reader_gone = true;
                     self.cancel();
                 }
                 Verdict::Failed(_, error) => self.fail(error),
+                Verdict::Halted(_, error) => {
+                    self.end.error.get_or_insert(error);
+                }
             }
+        }
+    }
+
+    /// The scheduler is done with the job.
+    fn ended(&mut self) {
+        self.end.job_ended = true;
+        // Nothing was left that could have been stopped.
+        let counts = self.job().counts();
+        let has_run_all = self.job().has_read_all() && counts.read == counts.ok + counts.failed;
+        if has_run_all && matches!(self.end.error, Some(MapError::Halted { .. })) {
+            self.end.error = None;
         }
     }
 
@@ -338,7 +357,9 @@ impl OneShot {
             for verdict in std::mem::take(&mut self.core.verdicts) {
                 match verdict {
                     Verdict::Ended(_) => self.end.job_ended = true,
-                    Verdict::Failed(_, error) => drop(self.end.error.get_or_insert(error)),
+                    Verdict::Failed(_, error) | Verdict::Halted(_, error) => {
+                        self.end.error.get_or_insert(error);
+                    }
                 }
             }
         }
@@ -357,9 +378,25 @@ impl OneShot {
 
     fn deadline(&mut self) {
         self.core.expire();
+        self.core.drain_events();
+        self.explain();
         if self.give_up_at().is_some_and(|at| at <= self.core.now) && !self.end.cancelled {
             self.give_up();
         }
+    }
+
+    /// Says what the output waits for, if it is time to.
+    fn explain(&mut self) {
+        let Some((every, at)) = self.explain.filter(|(_, at)| *at <= self.core.now) else { return };
+        // Where it was late, it is not said twice.
+        self.explain = Some((every, at.max(self.core.now) + every));
+        let waited_for = self.job_mut().waited_for();
+        let told = waited_for.and_then(|(item, shown)| {
+            let place = self.core.scheduler.explain_where(THE_JOB, item)?;
+            Some(format!("the output waits for item {}{shown}, {place}", item + 1))
+        });
+        let told = told.unwrap_or_else(|| self.core.scheduler.explain(THE_JOB));
+        self.core.notices.say(told.trim_end_matches('.'));
     }
 
     /// Ends a map that has no worker.

@@ -1,14 +1,15 @@
 //! What a map is to do, decided before anything runs, and what came of it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use widemap_common::spec::{JobSpec, Runtime};
 use widemap_common::time::Timers;
-use widemap_proto::jobs::{Blocks, Policy, Submission};
+use widemap_proto::jobs::{Blocks, OutputForm, Policy, Stops, Submission};
 use widemap_sched::event::JobPolicy;
 
 use crate::cli::Wait;
-use crate::data::{Artifacts, BlockRule, Source};
+use crate::data::{Artifacts, BlockRule, Format, Recording, Source};
 use crate::error::MapError;
 use crate::places;
 use crate::session::Trust;
@@ -42,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) quiet: bool,
     /// Show progress, if anybody sees it.
     pub(crate) progress: bool,
+    /// How often to say what the output waits for.
+    pub(crate) explain_every: Option<Duration>,
     /// What is in the job's files.
     pub(crate) artifacts: Artifacts,
     /// No directory was named: embedded workers use the caller's.
@@ -52,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) spill_bytes_max: u64,
     /// Input that is held for retries.
     pub(crate) inflight_bytes_max: u64,
+    /// When it is to stop before its end.
+    pub(crate) stops: Stops,
     /// Where it is kept, so that it can go on after whatever ends this process.
     pub(crate) journal: Option<JournalPlan>,
 }
@@ -68,16 +73,14 @@ pub(crate) struct JournalPlan {
 }
 
 /// Where results go, and in which form.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Results {
     /// A file, or standard output.
     pub(crate) output: Option<PathBuf>,
-    /// JSON lines, or the raw bytes.
-    pub(crate) json: bool,
-    /// What a result ends in that has no end of its own.
-    pub(crate) separator: u8,
-    /// As they come.
-    pub(crate) unordered: bool,
+    /// How they are written.
+    pub(crate) form: OutputForm,
+    /// What is made of records, if that is how they are written.
+    pub(crate) recording: Option<Recording>,
     /// Where failures go; else to a file of their own, if there are any.
     pub(crate) failures: Option<PathBuf>,
     /// Where the receipt goes.
@@ -125,6 +128,16 @@ pub(crate) fn job_policy(spec: &JobSpec, policy: Policy) -> JobPolicy {
         weight: policy.weight,
         priority: policy.priority,
         speculate: policy.speculate,
+    }
+}
+
+/// How results are written.
+pub(crate) fn format(form: &OutputForm) -> Format {
+    let fill = form.fill.clone();
+    match (form.is_of_records(), form.json) {
+        (true, _) => Format::Records { fill },
+        (false, true) => Format::Json,
+        (false, false) => Format::Raw { fill },
     }
 }
 

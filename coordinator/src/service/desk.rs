@@ -306,8 +306,10 @@ impl Desk {
 
 /// A job as a line of a list, so that a page of them fits a message.
 fn in_short(mut job: Job) -> Job {
-    if let JobState::Ended(Ending { how: How::Unusable(why) | How::Failed(why), .. }) =
-        &mut job.status.state
+    if let JobState::Ended(Ending {
+        how: How::Unusable(why) | How::Failed(why) | How::Halted(why),
+        ..
+    }) = &mut job.status.state
     {
         cut(why);
     }

@@ -148,7 +148,7 @@ impl JobEntry {
             priority: submission.policy.priority,
             created_ms: self.created_ms,
             input_bytes: self.input_bytes,
-            output: submission.output,
+            output: submission.output.clone(),
             status: self.status(),
         }
     }

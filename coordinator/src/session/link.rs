@@ -16,7 +16,7 @@ use tonic::{Code, Status, Streaming};
 use widemap_common::artifact::Digest;
 use widemap_common::backoff;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch};
-use widemap_common::limits::STREAM_QUEUE;
+use widemap_common::limits::{REPORTS_BYTES_MAX, STREAM_QUEUE};
 use widemap_common::time::{Time, Timers};
 use widemap_proto::session::{CoordinatorHello, HeldAttempt, Order, Report, WorkerHello};
 use widemap_proto::wire::worker_client::WorkerClient;
@@ -257,7 +257,8 @@ impl Runner {
         if orders.send(greeting.into()).await.is_err() {
             return StreamEnd::Cut("the stream ended at once".to_owned());
         }
-        let mut client = WorkerClient::new(line.channel);
+        let mut client =
+            WorkerClient::new(line.channel).max_decoding_message_size(REPORTS_BYTES_MAX);
         let uploading = client.clone();
         let limit = Duration::from_millis(self.timers.connect_ms);
         let opening = async {

@@ -10,8 +10,8 @@ use widemap_common::limits::{NAME_BYTES_MAX, PART_BYTES_MAX};
 use super::spec::{job_from_wire, job_to_wire};
 use super::{Result, WireError, shown};
 use crate::jobs::{
-    Blocks, Collecting, Ended, Ending, FailuresPart, How, JobCounts, JobName, JobPart, OutputForm,
-    Policy, Position, StderrPart, Submission, Submitted, Submitting,
+    Blocks, Collecting, Ended, Ending, FailuresPart, Halt, How, JobCounts, JobName, JobPart,
+    OutputForm, Policy, Position, StderrPart, Stops, Submission, Submitted, Submitting,
 };
 use crate::wire;
 
@@ -119,6 +119,9 @@ fn policy_to_wire(policy: Policy) -> wire::Policy {
         priority: policy.priority,
         speculate: policy.speculate,
         require: policy.require.into_iter().collect(),
+        halt_failures: policy.stops.halt.map_or(0, |halt| halt.failures),
+        halt_now: policy.stops.halt.is_some_and(|halt| halt.now),
+        canary: policy.stops.canary,
     }
 }
 
@@ -138,6 +141,11 @@ fn policy_from_wire(policy: wire::Policy) -> Result<Policy> {
         priority: policy.priority,
         speculate: policy.speculate,
         require: policy.require.into_iter().collect(),
+        stops: Stops {
+            halt: (policy.halt_failures > 0)
+                .then_some(Halt { failures: policy.halt_failures, now: policy.halt_now }),
+            canary: policy.canary,
+        },
     })
 }
 
@@ -147,6 +155,9 @@ pub(super) fn form_to_wire(form: OutputForm) -> wire::OutputForm {
         format: if form.json { Format::Json } else { Format::Raw }.into(),
         unordered: form.unordered,
         separator: form.separator.into(),
+        fill: form.fill.map(Bytes::from),
+        tag: form.tag,
+        records: form.records,
     }
 }
 
@@ -163,6 +174,9 @@ pub(super) fn form_from_wire(form: Option<wire::OutputForm>) -> Result<OutputFor
         json,
         unordered: form.unordered,
         separator: separator.map_err(|_| WireError::Field("OutputForm.separator"))?,
+        fill: form.fill.map(|fill| fill.to_vec()),
+        tag: form.tag,
+        records: form.records,
     })
 }
 
@@ -342,6 +356,7 @@ impl From<Ended> for wire::Ended {
                 How::Cancelled => Wire::Cancelled(true),
                 How::Unusable(why) => Wire::Unusable(why),
                 How::Failed(why) => Wire::Failed(why),
+                How::Halted(why) => Wire::Halted(why),
             }),
             counts: Some(counts_to_wire(ended.counts)),
             started_ms: ended.started_ms.unwrap_or(0),
@@ -359,6 +374,7 @@ impl TryFrom<wire::Ended> for Ended {
             Wire::Cancelled(_) => How::Cancelled,
             Wire::Unusable(why) => How::Unusable(message(why)),
             Wire::Failed(why) => How::Failed(message(why)),
+            Wire::Halted(why) => How::Halted(message(why)),
         };
         Ok(Self {
             ending: Ending { how, ended_ms: ended.ended_ms },

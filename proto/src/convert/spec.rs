@@ -9,7 +9,7 @@ use widemap_common::framing::Framing;
 use widemap_common::ids::JobId;
 use widemap_common::limits::{NICE_MAX, PYTHON_SOURCE_BYTES_MAX, SLOTS_MAX, WASM_MODULE_BYTES_MAX};
 use widemap_common::spec::{Directory, Function, JobSpec, Limits, Python, Wasm};
-use widemap_common::template::Template;
+use widemap_common::template::{ITEM, Syntax, Template};
 
 use super::artifact::{digest_from_wire, digest_to_wire, files_from_wire, files_to_wire};
 use super::{Result, WireError};
@@ -23,6 +23,15 @@ pub(super) fn job_to_wire(job: JobId, spec: JobSpec) -> wire::OpenJob {
         job: job.0,
         function: Some(match spec.function {
             Function::Exec { argv } => WireFunction::Exec(wire::Exec {
+                literals: (0..)
+                    .zip(&argv)
+                    .filter_map(|(index, arg)| (!arg.has_placeholder()).then_some(index))
+                    .collect(),
+                item: argv
+                    .iter()
+                    .map(Template::item)
+                    .find(|item| *item != ITEM)
+                    .map_or_else(Bytes::new, Bytes::copy_from_slice),
                 argv: argv.iter().map(|arg| Bytes::copy_from_slice(arg.text())).collect(),
             }),
             Function::Pipe { argv } => {
@@ -43,6 +52,7 @@ pub(super) fn job_to_wire(job: JobId, spec: JobSpec) -> wire::OpenJob {
             kind: Some(match spec.framing {
                 Framing::Separator(byte) => Kind::Separator(byte.into()),
                 Framing::LengthPrefixed => Kind::LengthPrefixed(true),
+                Framing::Columns => Kind::Columns(true),
             }),
         }),
         directory: match spec.directory {
@@ -60,6 +70,7 @@ pub(super) fn job_to_wire(job: JobId, spec: JobSpec) -> wire::OpenJob {
             .map_or(0, |t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX).max(1)),
         max_output: spec.max_output,
         per_item: spec.per_item,
+        ok_exit: spec.ok_exit.into_iter().map(u32::from).collect(),
         files: files_to_wire(&spec.files),
         limits: (spec.limits != Limits::default()).then(|| wire::Limits {
             memory: spec.limits.memory.map_or(0, NonZeroU64::get),
@@ -81,25 +92,25 @@ pub(super) fn job_from_wire(open: wire::OpenJob) -> Result<JobSpec> {
         false => Ok(argv.iter().map(|arg| arg.to_vec()).collect::<Vec<_>>()),
     };
     let files = files_from_wire(open.files)?;
+    let framing = match open.framing.and_then(|framing| framing.kind) {
+        Some(Kind::Separator(byte)) => {
+            let byte = u8::try_from(byte).map_err(|_| WireError::Field("Framing.separator"))?;
+            Framing::Separator(byte)
+        }
+        Some(Kind::LengthPrefixed(_)) => Framing::LengthPrefixed,
+        Some(Kind::Columns(_)) => Framing::Columns,
+        None => return Err(WireError::Field("OpenJob.framing")),
+    };
     Ok(JobSpec {
         function: match open.function.ok_or(WireError::UnknownKind)? {
-            WireFunction::Exec(exec) => Function::Exec {
-                argv: plain(exec.argv)?.iter().map(|arg| Template::parse(arg)).collect(),
-            },
+            WireFunction::Exec(exec) => Function::Exec { argv: exec_from_wire(exec, framing)? },
             WireFunction::Pipe(pipe) => Function::Pipe { argv: plain(pipe.argv)? },
             WireFunction::Filter(filter) => Function::Filter { argv: plain(filter.argv)? },
             WireFunction::Python(python) => Function::Python(Box::new(python_from_wire(python)?)),
             WireFunction::Wasm(wasm) => Function::Wasm(wasm_from_wire(&wasm, &files)?),
             WireFunction::Builtin(builtin) => Function::Builtin { name: builtin.name },
         },
-        framing: match open.framing.and_then(|framing| framing.kind) {
-            Some(Kind::Separator(byte)) => {
-                let byte = u8::try_from(byte).map_err(|_| WireError::Field("Framing.separator"))?;
-                Framing::Separator(byte)
-            }
-            Some(Kind::LengthPrefixed(_)) => Framing::LengthPrefixed,
-            None => return Err(WireError::Field("OpenJob.framing")),
-        },
+        framing,
         directory: match open.directory {
             None => Directory::Private,
             Some(WireDirectory::Inherit(_)) => Directory::Inherit,
@@ -118,7 +129,26 @@ pub(super) fn job_from_wire(open: wire::OpenJob) -> Result<JobSpec> {
             .filter(|slots| slots.get() <= SLOTS_MAX)
             .ok_or(WireError::Field("OpenJob.slots_per_item"))?,
         per_item: open.per_item,
+        ok_exit: open
+            .ok_exit
+            .into_iter()
+            .map(|status| u8::try_from(status).map_err(|_| WireError::Field("OpenJob.ok_exit")))
+            .collect::<Result<_>>()?,
     })
+}
+
+fn exec_from_wire(exec: wire::Exec, framing: Framing) -> Result<Vec<Template>> {
+    let item = if exec.item.is_empty() { ITEM } else { &exec.item };
+    let syntax = Syntax { item, columns: framing == Framing::Columns };
+    let mut literals = exec.literals.iter().peekable();
+    let parse = |(index, argument): (u32, &Bytes)| match literals.next_if(|&&at| at == index) {
+        Some(_) => Template::literal(argument),
+        None => Template::parse(argument, syntax),
+    };
+    match exec.argv.is_empty() {
+        true => Err(WireError::Field("argv")),
+        false => Ok((0..).zip(&exec.argv).map(parse).collect()),
+    }
 }
 
 fn limits_from_wire(limits: wire::Limits) -> Result<Limits> {

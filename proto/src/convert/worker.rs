@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use widemap_common::failure::{FailureKind, Fault};
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, Incarnation, ItemRange, JobId};
-use widemap_common::limits::{CHUNK_ITEMS_MAX, NAME_BYTES_MAX, PART_BYTES_MAX};
+use widemap_common::limits::{FILTER_CHUNK_ITEMS_MAX, NAME_BYTES_MAX, PART_BYTES_MAX};
 use widemap_common::spec::Runtime;
 
 use super::artifact::{digest_to_wire, digests_from_wire};
@@ -354,6 +354,7 @@ fn done_to_wire(done: Done) -> wire::Done {
         busy_us: done.busy_us,
         item_lengths: done.item_lengths,
         item_micros: done.item_micros,
+        item_exits: done.item_exits,
         faults: done.faults.into_iter().map(fault_to_wire).collect(),
         stderr: done
             .stderr
@@ -373,6 +374,7 @@ fn done_from_wire(done: wire::Done) -> Result<Done> {
         busy_us: done.busy_us,
         item_lengths: done.item_lengths,
         item_micros: done.item_micros,
+        item_exits: done.item_exits,
         faults: done.faults.into_iter().map(fault_from_wire).collect::<Result<_>>()?,
         stderr: done
             .stderr
@@ -407,7 +409,7 @@ fn fault_to_wire(fault: Fault) -> wire::Fault {
 
 fn fault_from_wire(fault: wire::Fault) -> Result<Fault> {
     use wire::fault::Kind;
-    if fault.index >= CHUNK_ITEMS_MAX {
+    if fault.index >= FILTER_CHUNK_ITEMS_MAX {
         return Err(WireError::Field("Fault.index"));
     }
     Ok(Fault {

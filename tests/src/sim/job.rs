@@ -364,5 +364,6 @@ fn spec(policy: &JobPolicy) -> JobSpec {
         limits: widemap_common::spec::Limits::default(),
         slots_per_item: policy.slots_per_item,
         per_item: false,
+        ok_exit: Vec::new(),
     }
 }

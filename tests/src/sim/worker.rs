@@ -383,6 +383,7 @@ impl Session {
             busy_us,
             item_lengths: Bytes::new(),
             item_micros: Bytes::new(),
+            item_exits: Bytes::new(),
             faults,
             stderr: Vec::new(),
         };

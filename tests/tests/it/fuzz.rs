@@ -17,7 +17,7 @@ use widemap_common::failure::{FailureKind, Fault};
 use widemap_common::framing::LINES;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, Incarnation, ItemRange, JobId};
 use widemap_common::spec::{Directory, Function, JobSpec, Runtime};
-use widemap_common::template::Template;
+use widemap_common::template::{Syntax, Template};
 use widemap_proto::VERSION;
 use widemap_proto::session::{
     Assign, CoordinatorHello, Credit, Done, HeldAttempt, HeldState, ItemStderr, LeftOut, Order,
@@ -118,7 +118,9 @@ fn read_reports(bytes: &[u8]) -> Option<Vec<Report>> {
 fn orders() -> Vec<Order> {
     let part = Part { attempt: AttemptId(7), offset: 3, data: Bytes::from_static(b"rest") };
     let spec = JobSpec {
-        function: Function::Exec { argv: Template::command(&[b"echo".to_vec()]) },
+        function: Function::Exec {
+            argv: Template::command(&[b"echo".to_vec()], Syntax::default()),
+        },
         framing: LINES,
         directory: Directory::Private,
         environment: vec![(b"A".to_vec(), Some(b"1".to_vec())), (b"B".to_vec(), None)],
@@ -135,6 +137,7 @@ fn orders() -> Vec<Order> {
         limits: widemap_common::spec::Limits::default(),
         slots_per_item: std::num::NonZeroU32::MIN,
         per_item: true,
+        ok_exit: vec![0, 1],
     };
     vec![
         Order::Hello(CoordinatorHello {
@@ -196,6 +199,7 @@ fn reports() -> Vec<Report> {
         busy_us: 3,
         item_lengths: Bytes::from_static(&[2]),
         item_micros: Bytes::from_static(&[3]),
+        item_exits: Bytes::from_static(&[1]),
         faults: vec![Fault {
             index: 1,
             kind: FailureKind::Error,

@@ -39,9 +39,13 @@ pub(super) fn run(
             None => Err(Failure::error("the chunk has fewer items than it says").permanent()),
             Some(item) => run_item(attempt, bench, launch, argv, item, index, began)?,
         };
+        let mut status = 0;
         let failure = match outcome {
             Ok(Outcome::Cancelled) => return Ok(Progress::Cancelled),
-            Ok(Outcome::Exited(0)) => None,
+            Ok(Outcome::Exited(code)) if attempt.job.is_ok(code) => {
+                status = code;
+                None
+            }
             Ok(outcome) => Some(failure_of(&outcome, attempt.job)),
             Err(failure) => Some(failure),
         };
@@ -53,6 +57,9 @@ pub(super) fn run(
         }
         if attempt.job.per_item {
             attempt.results.item(attempt.output.position() - start, micros);
+        }
+        if attempt.job.tells_exits() {
+            attempt.results.exit(status);
         }
     }
     Ok(Progress::Finished)
@@ -69,8 +76,12 @@ fn run_item(
     index: u32,
     began: Instant,
 ) -> Result<Result<Outcome, Failure>, SpawnerGone> {
+    let framing = attempt.job.framing;
+    let columns: Vec<_> = framing.columns(item).collect();
+    let item = framing.joined(item);
     let fill = Fill {
-        item,
+        item: &item,
+        columns: &columns,
         sequence: attempt.range.first + u64::from(index) + 1,
         slot: bench.control.index + 1,
     };

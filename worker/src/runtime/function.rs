@@ -59,7 +59,7 @@ impl Walk<'_, '_> {
     fn go(&mut self) -> Progress {
         let job = self.attempt.job;
         let timed = job.per_item || job.timeout.is_some();
-        let prefixed = job.framing == Framing::LengthPrefixed;
+        let prefixed = job.framing.separator().is_none();
         while self.index < self.attempt.range.items {
             if self.context.is_cancelled() {
                 return Progress::Cancelled;
@@ -104,7 +104,7 @@ impl Walk<'_, '_> {
         }
         match job.framing {
             Framing::Separator(separator) => self.out.push(separator),
-            Framing::LengthPrefixed => {
+            Framing::LengthPrefixed | Framing::Columns => {
                 let length = u32::try_from(printed - PREFIX.len()).unwrap_or(u32::MAX);
                 self.out.bytes[self.start..self.start + PREFIX.len()]
                     .copy_from_slice(&length.to_le_bytes());

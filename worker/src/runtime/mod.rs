@@ -158,6 +158,7 @@ pub(crate) fn run(
         busy_us: micros_since(started).saturating_sub(fixed_us),
         item_lengths: results.lengths.freeze(),
         item_micros: results.micros.freeze(),
+        item_exits: results.exits.freeze(),
         faults: results.faults,
         stderr: results.stderr,
     })))

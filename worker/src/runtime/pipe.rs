@@ -41,12 +41,19 @@ pub(super) fn run(
     }
     attempt.results.stderr(0, &mut bench.tail);
     let micros = micros_since(began);
-    if outcome != Outcome::Exited(0) {
+    let status = match outcome {
+        Outcome::Exited(status) if attempt.job.is_ok(status) => Some(status),
+        _ => None,
+    };
+    if status.is_none() {
         let left = attempt.output.truncate(0);
         attempt.results.fault(0, failure_of(&outcome, attempt.job), 0, left, micros);
     }
     if attempt.job.per_item {
         attempt.results.item(attempt.output.position(), micros);
+    }
+    if attempt.job.tells_exits() {
+        attempt.results.exit(status.unwrap_or_default());
     }
     Ok(Progress::Finished)
 }

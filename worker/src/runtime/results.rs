@@ -16,6 +16,7 @@ const FAULT_BYTES: usize = 64;
 pub(super) struct Results {
     pub(super) lengths: BytesMut,
     pub(super) micros: BytesMut,
+    pub(super) exits: BytesMut,
     pub(super) faults: Vec<Fault>,
     pub(super) stderr: Vec<ItemStderr>,
     message_bytes: usize,
@@ -74,6 +75,11 @@ impl Results {
         varint::push(&mut self.micros, micros);
     }
 
+    /// The exit status of the item that has ended last.
+    pub(super) fn exit(&mut self, status: i32) {
+        varint::push(&mut self.exits, u64::try_from(status).unwrap_or_default());
+    }
+
     /// An item failed. `left` bytes from `offset` on are its and cannot be taken back.
     pub(super) fn fault(
         &mut self,
@@ -118,6 +124,6 @@ impl Results {
     /// What all of it takes in a message, about.
     pub(super) fn bytes(&self) -> usize {
         let faults = self.message_bytes + self.faults.len() * FAULT_BYTES;
-        self.lengths.len() + self.micros.len() + faults + self.stderr_bytes
+        self.lengths.len() + self.micros.len() + self.exits.len() + faults + self.stderr_bytes
     }
 }

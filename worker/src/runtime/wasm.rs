@@ -70,9 +70,13 @@ pub(super) fn run(
         (Err(error), _) | (_, Err(error)) => Ended::Failed(error.to_string()),
     };
     let error = |message: String| Some(Failure::error(message));
+    let mut ok_status = 0;
     let failure = match ended {
         Ended::Cancelled => return Progress::Cancelled,
-        Ended::Exited(0) => None,
+        Ended::Exited(code) if attempt.job.is_ok(code) => {
+            ok_status = code;
+            None
+        }
         Ended::Exited(status) => {
             let message = format!("exited with status {status}");
             Some(Failure { exit: Some(status), ..Failure::error(message) })
@@ -94,6 +98,9 @@ pub(super) fn run(
     }
     if attempt.job.per_item {
         attempt.results.item(attempt.output.position(), micros);
+    }
+    if attempt.job.tells_exits() {
+        attempt.results.exit(ok_status);
     }
     Progress::Finished
 }

@@ -162,6 +162,7 @@ fn weight_of_done(done: &Done) -> usize {
     done.output.len()
         + done.item_lengths.len()
         + done.item_micros.len()
+        + done.item_exits.len()
         + done.faults.iter().map(|fault| FAULT + fault.message.len()).sum::<usize>()
         + done.stderr.iter().map(|stderr| stderr.data.len()).sum::<usize>()
 }

@@ -136,6 +136,7 @@ mod tests {
             busy_us: 0,
             item_lengths: Bytes::new(),
             item_micros: Bytes::new(),
+            item_exits: Bytes::new(),
             faults: Vec::new(),
             stderr: Vec::new(),
         })

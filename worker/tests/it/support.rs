@@ -18,7 +18,7 @@ use widemap_common::framing::LINES;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch, ItemRange, JobId};
 use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use widemap_common::spec::{Directory, Function, JobSpec};
-use widemap_common::template::Template;
+use widemap_common::template::{Syntax, Template};
 use widemap_proto::VERSION;
 use widemap_proto::session::{
     Assign, CoordinatorHello, Credit, Done, HeldAttempt, Order, OutputGrant, Report, WorkerHello,
@@ -294,7 +294,7 @@ pub fn assign_of(job: JobId, attempt: u64, first: u64, input: &[u8]) -> Order {
 
 pub fn exec(argv: &[&str]) -> JobSpec {
     let argv: Vec<_> = argv.iter().map(|arg| arg.as_bytes().to_vec()).collect();
-    spec(Function::Exec { argv: Template::command(&argv) })
+    spec(Function::Exec { argv: Template::command(&argv, Syntax::default()) })
 }
 
 /// A shell script run once for each item, which is `$1`.
@@ -323,6 +323,7 @@ fn spec(function: Function) -> JobSpec {
         limits: widemap_common::spec::Limits::default(),
         slots_per_item: std::num::NonZeroU32::MIN,
         per_item: false,
+        ok_exit: Vec::new(),
     }
 }
 

@@ -18,7 +18,7 @@ use widemap_common::framing::LINES;
 use widemap_common::ids::JobId;
 use widemap_common::spec::{Directory, Function, JobSpec};
 use widemap_common::time::Timers;
-use widemap_proto::jobs::{Blocks, OutputForm, Policy, Submission, Submitted};
+use widemap_proto::jobs::{Blocks, Halt, OutputForm, Policy, Stops, Submission, Submitted};
 
 use crate::client::Coordinator;
 use crate::data::Artifacts;
@@ -94,6 +94,7 @@ fn submission() -> Submission {
             limits: widemap_common::spec::Limits::default(),
             slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
+            ok_exit: Vec::new(),
         },
         blocks: Blocks::ItemWise,
         policy: Policy {
@@ -105,8 +106,16 @@ fn submission() -> Submission {
             priority: 0,
             speculate: false,
             require: [("gpu".to_owned(), "yes".to_owned())].into(),
+            stops: Stops { halt: Some(Halt { failures: 2, now: true }), canary: 3 },
         },
-        output: OutputForm { json: false, unordered: false, separator: b'\n' },
+        output: OutputForm {
+            json: false,
+            unordered: false,
+            separator: b'\n',
+            fill: Some(b"-".to_vec()),
+            tag: false,
+            records: false,
+        },
         submitter: "ann@lab".to_owned(),
         submitted_ms: 7,
     }

@@ -16,7 +16,8 @@ use widemap_proto::jobs::{How, Job};
 use crate::cli::rerun::quoted;
 use crate::client::JobsError;
 use crate::data::{
-    self, Delivery, FailuresFile, ItemCounts, OutputFile, SinkError, SinkReport, SinkTarget,
+    self, Delivery, FailuresFile, ItemCounts, OutputFile, Recorder, Recording, SinkError,
+    SinkReport, SinkTarget,
 };
 use crate::driver::{Ending, Outcome};
 use crate::error::MapError;
@@ -32,10 +33,14 @@ pub(in crate::cli) struct Wanted {
     pub(in crate::cli) failures: Option<PathBuf>,
     /// Where the receipt goes, and what is run.
     pub(in crate::cli) receipt: Option<(PathBuf, JobSpec)>,
+    /// What is made of records, if that is what comes.
+    pub(in crate::cli) recording: Option<Recording>,
     /// Say nothing but errors.
     pub(in crate::cli) quiet: bool,
     /// Show progress, if anybody sees it.
     pub(in crate::cli) progress: bool,
+    /// How often to say what the job waits for.
+    pub(in crate::cli) explain_every: Option<Duration>,
     /// What a command for the same coordinator must say besides.
     pub(in crate::cli) suffix: String,
 }
@@ -50,6 +55,7 @@ pub(in crate::cli) struct Outlets {
     writing: Option<Writing>,
     failures: Vec<NamedFailure>,
     progress: Arc<Progress>,
+    explain_every: Option<Duration>,
     quiet: bool,
     suffix: String,
 }
@@ -100,7 +106,9 @@ impl Outlets {
             Some(output) => SinkTarget::output_file(output)?,
             None => SinkTarget::stdout()?,
         };
-        let delivery = Some(Delivery::new(target, receipt.is_some(), failures));
+        let recorder = wanted.recording.map(Recorder::create).transpose();
+        let recorder = recorder.map_err(|error| MapError::Output(error.into()))?;
+        let delivery = Some(Delivery::new(target, receipt.is_some(), recorder, failures));
         let progress = Progress::new(wanted.progress, output.is_none());
         Ok(Self {
             output,
@@ -110,6 +118,7 @@ impl Outlets {
             writing: None,
             failures: Vec::new(),
             progress: Arc::new(progress),
+            explain_every: wanted.explain_every,
             quiet: wanted.quiet,
             suffix: wanted.suffix,
         })
@@ -168,6 +177,11 @@ impl Outlets {
     /// What is shown of how far it is.
     pub(super) fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
+    }
+
+    /// How often to say what the job waits for.
+    pub(super) fn explain_every(&self) -> Option<Duration> {
+        self.explain_every
     }
 
     pub(super) fn say(&self, text: &str) {
@@ -292,6 +306,7 @@ fn failed(job: &Job) -> Option<MapError> {
         How::Complete => None,
         How::Cancelled => Some(MapError::Cancelled(id)),
         How::Unusable(why) => Some(MapError::JobUnusable { job: id, why: why.clone() }),
+        How::Halted(why) => Some(MapError::JobHalted { job: id, why: why.clone() }),
         How::Failed(why) => Some(MapError::JobFailed { job: id, why: why.clone() }),
     }
 }

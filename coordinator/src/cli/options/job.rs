@@ -1,16 +1,19 @@
 //! What a job is, on the command line: the same for a map of one's own and for a job that is submitted.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, ArgGroup, Args, ValueHint};
+use clap::{ArgAction, ArgGroup, Args, ValueEnum, ValueHint};
 use widemap_common::limits;
 use widemap_common::units::{parse_duration, parse_size};
 
 use super::{FILES, Format, HOW, ITEMS, OUT, SHARED, Speculate, WHAT, WHERE};
+use widemap_proto::jobs::Halt;
+
 use crate::client::is_own_key;
+use crate::data::ColumnSeparator;
 
 /// What runs, over which items, and how.
 #[derive(Debug, Args)]
@@ -26,7 +29,7 @@ pub(crate) struct JobArgs {
     pub(crate) builtin: Option<String>,
 
     /// COMMAND is a line for /bin/sh; without one each item is
-    #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "pipe", "python", "wasm"])]
+    #[arg(long, help_heading = WHAT, conflicts_with_all = ["builtin", "python", "wasm"])]
     pub(crate) shell: bool,
 
     /// The command goes on, and answers each line with one line
@@ -53,16 +56,38 @@ pub(crate) struct JobArgs {
     #[arg(requires = "block-wise", hide_short_help = true)]
     pub(crate) block: Option<u64>,
 
-    /// Read the items from FILE, a line each; - is standard input
-    #[arg(short = 'a', long, value_name = "FILE", help_heading = ITEMS)]
-    pub(crate) input: Option<PathBuf>,
+    /// Read items from FILE, a line each; - is standard input
+    #[arg(short = 'a', long, value_name = "FILE", help_heading = ITEMS, alias = "arg-file")]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) input: Vec<PathBuf>,
 
     /// Items end in NUL, not in a newline, and so do the results of functions
     #[arg(short = '0', long, help_heading = ITEMS)]
     pub(crate) null: bool,
 
+    /// They end in this byte instead: a character, \t, \0, \x1e
+    #[arg(short = 'd', long, value_name = "BYTE", help_heading = ITEMS, value_parser = parse_byte)]
+    #[arg(conflicts_with = "null")]
+    pub(crate) delimiter: Option<u8>,
+
+    /// Split items into columns, {1} {2}, at this character or regular expression
+    #[arg(short = 'C', long, value_name = "SEP", help_heading = ITEMS)]
+    #[arg(value_parser = ColumnSeparator::new)]
+    pub(crate) colsep: Option<ColumnSeparator>,
+
+    /// With --colsep: at which ends of a column blanks are taken off [default: lr]
+    #[arg(long, value_name = "ENDS", help_heading = ITEMS, requires = "colsep")]
+    #[arg(hide_short_help = true)]
+    pub(crate) trim: Option<Trim>,
+
+    /// What stands for the item in COMMAND [default: {}]
+    #[arg(short = 'I', long = "replace", value_name = "REPL", help_heading = ITEMS)]
+    #[arg(value_parser = parse_replace)]
+    #[arg(conflicts_with_all = ["builtin", "filter", "pipe", "python", "wasm"])]
+    pub(crate) replace: Option<OsString>,
+
     /// Run in DIR on each worker [default: a private one; embedded workers: here]
-    #[arg(long, value_name = "DIR", help_heading = FILES)]
+    #[arg(long, value_name = "DIR", help_heading = FILES, alias = "workdir")]
     pub(crate) wd: Option<PathBuf>,
 
     /// Pass on a variable: NAME from here, or NAME=VALUE; may be repeated
@@ -95,6 +120,19 @@ pub(crate) struct JobArgs {
     /// More runs of an item that failed
     #[arg(long, value_name = "N", default_value_t = limits::RETRIES, help_heading = HOW)]
     pub(crate) retries: u32,
+
+    /// Exit statuses that count as success: 0,1 [default: 0]
+    #[arg(long, value_name = "LIST", value_parser = clap::value_parser!(u8), help_heading = HOW)]
+    #[arg(value_delimiter = ',', conflicts_with_all = ["builtin", "filter", "python"])]
+    pub(crate) ok_exit: Vec<u8>,
+
+    /// Stop after failures: never, or soon,fail=N (what runs goes on), or now,fail=N
+    #[arg(long, value_name = "WHEN", value_parser = parse_halt, help_heading = HOW)]
+    pub(crate) halt: Option<HaltWhen>,
+
+    /// Run the first N items (blocks) alone; any failure among them stops
+    #[arg(long, value_name = "N", help_heading = HOW)]
+    pub(crate) canary: Option<NonZeroU64>,
 
     /// End an item (with --pipe: a block) that takes longer
     #[arg(long, value_name = "TIME", value_parser = parse_timeout, help_heading = HOW)]
@@ -137,6 +175,14 @@ pub(crate) struct JobArgs {
     /// The form of the results
     #[arg(long, value_name = "FORM", default_value = "raw", help_heading = OUT)]
     pub(crate) format: Format,
+
+    /// In place of the output of an item that failed, write the line TEXT
+    #[arg(long, value_name = "TEXT", help_heading = OUT, allow_hyphen_values = true)]
+    pub(crate) fill: Option<OsString>,
+
+    /// Write the item and a tab before each line of its output
+    #[arg(long, help_heading = OUT, conflicts_with = "block-wise")]
+    pub(crate) tag: bool,
 
     /// Write results as they come, not in the order of the items
     #[arg(long, help_heading = OUT)]
@@ -201,6 +247,89 @@ pub(crate) struct PythonArgs {
     #[arg(long, value_name = "PATH", help_heading = WHAT, requires = "python")]
     #[arg(value_hint = ValueHint::CommandName, hide_short_help = true)]
     pub(crate) python_bin: Option<OsString>,
+}
+
+/// At which ends of a column blanks are taken off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Trim {
+    /// At none
+    N,
+    /// On the left
+    L,
+    /// On the right
+    R,
+    /// At both
+    Lr,
+    /// At both
+    Rl,
+}
+
+/// A byte, as it is or as C writes it.
+fn parse_byte(text: &str) -> Result<u8, String> {
+    let bad = || {
+        format!(
+            "`{text}` is not one byte: a character as it is, or one of \\t \\n \\r \\0 \\\\ \\xHH \
+             (several characters, as in --colsep, separate columns)"
+        )
+    };
+    match text.as_bytes() {
+        [byte] => Ok(*byte),
+        [b'\\', rest @ ..] => match rest {
+            b"t" => Ok(b'\t'),
+            b"n" => Ok(b'\n'),
+            b"r" => Ok(b'\r'),
+            b"v" => Ok(0x0b),
+            b"f" => Ok(0x0c),
+            b"a" => Ok(0x07),
+            b"0" => Ok(0),
+            b"\\" => Ok(b'\\'),
+            [b'x', hex @ ..] if hex.len() == 2 => {
+                let hex = std::str::from_utf8(hex).map_err(|_| bad())?;
+                u8::from_str_radix(hex, 16).map_err(|_| bad())
+            }
+            _ => Err(bad()),
+        },
+        _ => Err(bad()),
+    }
+}
+
+fn parse_replace(text: &str) -> Result<OsString, String> {
+    match text.is_empty() {
+        true => Err("what stands for the item has at least one character".to_owned()),
+        false => Ok(OsStr::new(text).to_owned()),
+    }
+}
+
+/// `--halt`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HaltWhen(pub(crate) Option<Halt>);
+
+/// As GNU parallel has it, as far as it is about failures.
+fn parse_halt(text: &str) -> Result<HaltWhen, String> {
+    let (now, fail) = match text {
+        "never" | "0" => return Ok(HaltWhen(None)),
+        "1" => return Ok(HaltWhen(Some(Halt { failures: 1, now: false }))),
+        "2" => return Ok(HaltWhen(Some(Halt { failures: 1, now: true }))),
+        _ => text.split_once(',').unwrap_or((text, "")),
+    };
+    let now = match now {
+        "now" => Some(true),
+        "soon" => Some(false),
+        _ => None,
+    };
+    let number = fail.strip_prefix("fail=").and_then(|number| number.parse().ok());
+    match (now, number.filter(|&number: &u64| number > 0)) {
+        (Some(now), Some(failures)) => Ok(HaltWhen(Some(Halt { failures, now }))),
+        _ if fail.starts_with("success=") || fail.starts_with("done=") => {
+            Err("a map has a result for each item: it stops after failures only (soon,fail=1)"
+                .to_owned())
+        }
+        _ if fail.ends_with('%') => {
+            Err("a list has no end yet when it begins: say how many may fail (soon,fail=10)"
+                .to_owned())
+        }
+        _ => Err("it is never, soon,fail=N or now,fail=N".to_owned()),
+    }
 }
 
 fn parse_memory(text: &str) -> Result<NonZeroU64, String> {

@@ -7,12 +7,12 @@ mod users;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 use widemap_common::limits;
 use widemap_common::time::Timers;
 use widemap_common::units::{parse_duration, parse_size};
 
-pub(crate) use job::{JobArgs, PythonArgs};
+pub(crate) use job::{JobArgs, PythonArgs, Trim};
 pub(crate) use serve::ServeArgs;
 pub(crate) use users::{
     ExplainArgs, JobsArgs, JobsCommand, PruneArgs, ResultsArgs, StatusArgs, SubmitArgs, TouchArgs,
@@ -58,7 +58,7 @@ pub(crate) struct MapArgs {
 
     /// At most N slots of each worker; of this machine, as many as it has cores [env: WIDEMAP_JOBS]
     #[arg(short = 'j', long = "jobs", value_name = "N", help_heading = WHERE)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::SLOTS_MAX)))]
+    #[arg(value_parser = parse_jobs, allow_hyphen_values = true)]
     pub(crate) jobs: Option<u32>,
 
     /// Wait so long for a first usable worker; `never` is without end [default: 60s]
@@ -86,6 +86,22 @@ pub(crate) struct MapArgs {
     #[arg(long, value_name = "FILE", help_heading = OUT)]
     pub(crate) receipt: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(crate) records: RecordArgs,
+
+    /// Print the commands, quoted, one a line, and run nothing
+    #[arg(long, help_heading = HOW, alias = "dryrun", conflicts_with_all = ["journal", "coordinator"])]
+    pub(crate) dry_run: bool,
+
+    /// Say so often which item the output waits for
+    #[arg(long, value_name = "TIME", value_parser = parse_every, help_heading = HOW)]
+    #[arg(hide_short_help = true)]
+    pub(crate) explain_every: Option<Duration>,
+
+    /// Say what holds of flags, variables and widemap.toml, and where it was said; run nothing
+    #[arg(long, help_heading = OUT, hide_short_help = true)]
+    pub(crate) print_config: bool,
+
     /// Say nothing but errors
     #[arg(short, long, help_heading = OUT)]
     pub(crate) quiet: bool,
@@ -111,6 +127,49 @@ pub(crate) struct MapArgs {
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
+}
+
+/// Options of `widemap repair`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "widemap repair FAILURES OUTPUT [OPTIONS] [--] COMMAND [ARG]...\n       \
+                            widemap repair FAILURES OUTPUT [OPTIONS] --python|--builtin X"
+)]
+#[command(
+    after_help = "The function, and how items end, are those of the map: the command as it was, without what \
+                        names its items and its output."
+)]
+pub(crate) struct RepairArgs {
+    /// What failed, as --failures wrote it; what fails again stays in it
+    #[arg(value_name = "FAILURES", value_hint = ValueHint::FilePath)]
+    pub(crate) failed: PathBuf,
+
+    /// The output of the map, as it left it; it is replaced whole
+    #[arg(value_name = "OUTPUT", value_hint = ValueHint::FilePath)]
+    pub(crate) whole: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) map: MapArgs,
+}
+
+/// What is written of each item beside the output.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct RecordArgs {
+    /// Write a line for each item to FILE: seq, host, start, seconds, bytes, exit, signal, command
+    #[arg(long, value_name = "FILE", help_heading = OUT, value_hint = ValueHint::FilePath)]
+    pub(crate) joblog: Option<PathBuf>,
+
+    /// Write the output of each item to a file below DIR, too: DIR/1/ITEM/stdout
+    #[arg(long, value_name = "DIR", help_heading = OUT, value_hint = ValueHint::DirPath)]
+    #[arg(value_parser = parse_directory)]
+    pub(crate) results: Option<PathBuf>,
+}
+
+impl RecordArgs {
+    /// Whether anything of it is wanted.
+    pub(crate) fn is_any(&self) -> bool {
+        self.joblog.is_some() || self.results.is_some()
+    }
 }
 
 /// A coordinator that is to do it.
@@ -317,6 +376,33 @@ pub(crate) enum Speculate {
     On,
     /// Never
     Off,
+}
+
+fn parse_directory(text: &str) -> Result<PathBuf, String> {
+    let is_table = [".csv", ".tsv", ".json", ".sql"].iter().any(|end| text.ends_with(end));
+    match text.contains('{') || is_table {
+        true => Err("it is a directory (--format json makes one table of all results)".to_owned()),
+        false => Ok(PathBuf::from(text)),
+    }
+}
+
+fn parse_jobs(text: &str) -> Result<u32, String> {
+    let jobs = text.parse().ok().filter(|jobs| (1..=limits::SLOTS_MAX).contains(jobs));
+    jobs.ok_or_else(|| match text {
+        "0" => "as many as there are slots is what it is without -j".to_owned(),
+        _ => format!(
+            "it is a number of slots from 1 to {}; how many a worker has is said there (widemap-worker \
+             --slots N)",
+            limits::SLOTS_MAX
+        ),
+    })
+}
+
+fn parse_every(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it is longer than nothing".to_owned()),
+        other => other.map_err(|error| error.to_string()),
+    }
 }
 
 pub(super) fn parse_wait(text: &str) -> Result<Wait, widemap_common::units::UnitError> {

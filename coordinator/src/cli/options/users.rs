@@ -8,7 +8,7 @@ use widemap_common::ids::JobId;
 use widemap_common::time::Timers;
 use widemap_common::units::parse_duration;
 
-use super::{CoordinatorArgs, JobArgs, ListFormat, LogArgs, OUT, TrustArgs, WHERE};
+use super::{CoordinatorArgs, JobArgs, ListFormat, LogArgs, OUT, RecordArgs, TrustArgs, WHERE};
 
 const SUBMIT_EXAMPLES: &str = "\
 Examples:
@@ -69,6 +69,10 @@ pub(crate) struct UserArgs {
 pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) job: JobArgs,
+
+    /// Keep what --joblog and --results of `widemap results` need
+    #[arg(long, help_heading = OUT)]
+    pub(crate) keep_records: bool,
 
     #[command(flatten)]
     pub(crate) user: UserArgs,
@@ -152,6 +156,9 @@ pub(crate) struct ResultsArgs {
     /// Write what failed to FILE, a JSON object a line [default: a file that is named, if any did]
     #[arg(long, value_name = "FILE", help_heading = OUT)]
     pub(crate) failures: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) records: RecordArgs,
 
     /// Say nothing but errors
     #[arg(short, long, help_heading = OUT)]

@@ -30,6 +30,7 @@ fn done(output: &'static [u8], lengths: &[u64]) -> Done {
         busy_us: 24_000,
         item_lengths: packed(lengths),
         item_micros: packed(&vec![12_000; lengths.len()]),
+        item_exits: Bytes::new(),
         faults: Vec::new(),
         stderr: Vec::new(),
     }

@@ -27,6 +27,7 @@ fn config(file: File) -> SinkConfig {
         shape: Shape { input: LINES, results: ResultShape::Printed, is_block_wise: false },
         separator: b'\n',
         is_hashed: false,
+        recorder: None,
         failures: None,
         function: "digest".into(),
     }

@@ -49,12 +49,12 @@ impl Direct {
     }
 
     /// Nothing more is accepted: lets the sink end once it has everything that is next. `stopped` says
-    /// that items were not run.
-    pub(super) fn finish(&mut self, stopped: bool, json: bool) {
+    /// that items were not run, `has_lines` that a failed item has a line in the output.
+    pub(super) fn finish(&mut self, stopped: bool, has_lines: bool) {
         self.merge.pump();
         if stopped && !self.merge.is_next_ready() {
             // What waits for an item that was not run is given up; what failed is still told.
-            if !self.is_closed && !json {
+            if !self.is_closed && !has_lines {
                 self.merge.abandon();
             }
             self.close();

@@ -34,7 +34,12 @@ impl Job {
     /// Nothing more is accepted: lets the output end once it has everything that is next.
     pub(in crate::driver) fn finish(&mut self) {
         match &mut self.way {
-            Way::Direct(direct) => direct.finish(self.stopped, self.json),
+            Way::Direct(direct) => {
+                // What stands for a failed item in the output has its place there.
+                let results = self.outlets.as_ref().map(|outlets| &outlets.results);
+                let fills = results.is_some_and(|results| results.form.fill.is_some());
+                direct.finish(self.stopped, self.json || fills);
+            }
             Way::Ledger(_) => self.deliverer.iter().for_each(Deliverer::close),
         }
     }

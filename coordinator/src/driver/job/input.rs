@@ -6,6 +6,7 @@ use widemap_proto::session::HeldAttempt;
 use widemap_sched::event::InputLevel;
 
 use super::Job;
+use super::stops::{Halting, Stops};
 use super::way::Way;
 use crate::data;
 use crate::error::MapError;
@@ -17,6 +18,7 @@ impl Job {
         self.note_input();
         let released = self.gated && self.held.bytes() < self.inflight_bytes_max;
         self.gated &= !released;
+        let arrived = arrived || self.stops.take_news();
         (arrived || released).then(|| self.level())
     }
 
@@ -41,7 +43,8 @@ impl Job {
         items_max: u32,
         bytes_max: u64,
     ) -> Option<(ItemRange, u64)> {
-        if self.stopped {
+        let room = self.stops.room();
+        if self.stopped || room == Some(0) || self.is_halting() {
             return None;
         }
         if self.held.bytes() >= self.inflight_bytes_max {
@@ -49,9 +52,10 @@ impl Job {
             return None;
         }
         let chunk = match self.policy.chunk_items.filter(|_| !self.shape.is_block_wise) {
-            Some(items) => self.input.cut_exact(items),
-            None => self.input.cut(items_max, bytes_max),
+            Some(items) => self.input.cut_exact(within(items, room)),
+            None => self.input.cut(within(items_max, room), bytes_max),
         }?;
+        self.stops.cut(Stops::units(chunk.range, self.shape.is_block_wise));
         let cut = (chunk.range, chunk.bytes.len() as u64);
         self.held.hold(chunk);
         Some(cut)
@@ -59,7 +63,7 @@ impl Job {
 
     /// What is left to be cut.
     pub(in crate::driver) fn level(&self) -> InputLevel {
-        if self.stopped {
+        if self.stopped || self.is_halting() {
             return InputLevel { ready_items: 0, ready_bytes: 0, rest_bytes: Some(0) };
         }
         let data::InputLevel { ready_items, ready_bytes, rest_bytes } = self.input.level();
@@ -67,6 +71,12 @@ impl Job {
             // What may not be held may not be cut: it counts as still to come.
             let rest_bytes = rest_bytes.map(|rest| (rest + ready_bytes).max(1));
             return InputLevel { ready_items: 0, ready_bytes: 0, rest_bytes };
+        }
+        if let Some(room) = self.stops.room().filter(|&room| room < ready_items) {
+            // What has to wait for the first items is still to come.
+            let bytes = if room > 0 { ready_bytes } else { 0 };
+            let rest_bytes = rest_bytes.map(|rest| (rest + ready_bytes).max(1));
+            return InputLevel { ready_items: room, ready_bytes: bytes, rest_bytes };
         }
         InputLevel { ready_items, ready_bytes, rest_bytes }
     }
@@ -80,6 +90,16 @@ impl Job {
         let offset = self.held.offset(range)?;
         self.held.sent(range);
         Ok((input, offset))
+    }
+
+    /// Whether enough has failed that nothing more is cut.
+    fn is_halting(&self) -> bool {
+        self.stops.is_halting(self.failed_units)
+    }
+
+    /// Why it halts, told once.
+    pub(in crate::driver) fn take_halting(&mut self) -> Option<Halting> {
+        self.stops.take_halting(self.failed_units)
     }
 
     /// The job was given up: nothing more is cut. Whether that was so before.
@@ -111,4 +131,9 @@ impl Job {
         let known = level.rest_bytes == Some(0) && !self.shape.is_block_wise;
         known.then(|| self.input.cut_items() + level.ready_items)
     }
+}
+
+/// A number of items that is no larger than there is room for.
+fn within(items: u32, room: Option<u64>) -> u32 {
+    room.map_or(items, |room| u32::try_from(room).unwrap_or(u32::MAX).min(items))
 }

@@ -13,6 +13,7 @@ use super::direct::{self, Direct};
 use super::fitness::Fitness;
 use super::history::History;
 use super::outlets::{self, Outlets};
+use super::stops::Stops;
 use super::way::Way;
 use super::{Job, KeptPlan};
 use crate::data::{
@@ -39,7 +40,9 @@ impl Job {
         };
         let Plan { spec, policy, results, blocks, .. } = plan;
         let shape = shape(&spec, blocks);
-        let (json, is_ordered) = (results.json, !results.unordered);
+        let (format, is_ordered) = (plan::format(&results.form), !results.form.unordered);
+        let (json, has_times) = (format.is_json(), format.has_times());
+        let says_stderr = !results.form.json;
         let function = data::function_digest(&spec);
         // The output is made before the input is opened: what cannot be written is found out first.
         let (outlets, sink) = Outlets::create(results, shape, function)?;
@@ -71,7 +74,7 @@ impl Job {
                 let config = LedgerConfig {
                     job: THE_JOB,
                     writer: Arc::clone(writer),
-                    rendering: rendering(json, shape, sink.separator),
+                    rendering: Rendering { format, shape, separator: sink.separator },
                     function: sink.function.clone(),
                     spill_directory: std::env::temp_dir(),
                 };
@@ -81,6 +84,7 @@ impl Job {
                 (Way::Ledger(Box::new(Ledger::new(config, wake()))), Some(deliverer))
             }
         };
+        let stops = Stops::new(plan.stops, counts.ok + counts.failed);
         let noted = journaled.and_then(|journaled| journaled.shelf.inputs().into_iter().max());
         Ok(Self {
             spec,
@@ -89,11 +93,14 @@ impl Job {
             private: plan.private,
             artifacts: plan.artifacts,
             json,
+            says_stderr,
+            has_times,
             input,
             held,
             inflight_bytes_max: plan.inflight_bytes_max,
             gated: false,
             stopped: false,
+            stops,
             level_told: false,
             way,
             outlets: Some(outlets),
@@ -106,6 +113,7 @@ impl Job {
             refusals: BTreeMap::new(),
             fitness: Fitness::default(),
             has_been_ready: false,
+            failed_units: counts.failed,
             counts,
             failures: Vec::new(),
             history: History::default(),
@@ -127,19 +135,23 @@ impl Job {
         let shape = shape(&spec, blocks);
         let source = data::Source::File(plan.input);
         let mut input = Input::open(source, spec.framing, blocks, wake())?;
-        let counts = plan.shelf.as_ref().map(|shelf| leave_out(&mut input, shelf));
+        let counts =
+            plan.shelf.as_ref().map(|shelf| leave_out(&mut input, shelf)).unwrap_or_default();
         let held = match input.take_file() {
             Some(file) => HeldInput::with_file(spec.framing, file).keeping(KEPT_INPUT_BYTES),
             None => HeldInput::new(spec.framing),
         };
+        let format = plan::format(&output);
+        let (json, has_times) = (format.is_json(), format.has_times());
         let config = LedgerConfig {
             job: plan.id,
             writer: plan.writer,
-            rendering: rendering(output.json, shape, output.separator),
+            rendering: Rendering { format, shape, separator: output.separator },
             function: data::function_digest(&spec),
             spill_directory: std::env::temp_dir(),
         };
         let way = Way::Ledger(Box::new(Ledger::new(config, wake())));
+        let stops = Stops::new(policy.stops, counts.ok + counts.failed);
         let policy = plan::job_policy(&spec, policy);
         Ok(Self {
             spec,
@@ -148,12 +160,15 @@ impl Job {
             // What others submit does not run in this process's own directory.
             artifacts: plan.artifacts,
             private: false,
-            json: output.json,
+            json,
+            says_stderr: !output.json,
+            has_times,
             input,
             held,
             inflight_bytes_max: INFLIGHT_BYTES_MAX,
             gated: false,
             stopped: false,
+            stops,
             level_told: false,
             way,
             outlets: None,
@@ -166,7 +181,8 @@ impl Job {
             refusals: BTreeMap::new(),
             fitness: Fitness::default(),
             has_been_ready: false,
-            counts: counts.unwrap_or_default(),
+            failed_units: counts.failed,
+            counts,
             failures: Vec::new(),
             history: History::default(),
         })
@@ -181,11 +197,6 @@ fn leave_out(input: &mut Input, shelf: &Shelf) -> Counts {
     }
     let (ok, failed) = shelf.final_items();
     Counts { ok, failed, ..Counts::default() }
-}
-
-fn rendering(json: bool, shape: Shape, separator: u8) -> Rendering {
-    let format = if json { data::Format::Json } else { data::Format::Raw { fill: None } };
-    Rendering { format, shape, separator }
 }
 
 fn shape(spec: &JobSpec, blocks: BlockRule) -> Shape {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use widemap_common::spec::JobSpec;
 
 use crate::data::{
-    self, Delivery, FailuresFile, Format, ItemCounts, OutputFile, Shape, SinkConfig, SinkTarget,
+    self, Delivery, FailuresFile, ItemCounts, OutputFile, Recorder, Shape, SinkConfig, SinkTarget,
 };
-use crate::driver::plan::{Ending, Results};
+use crate::driver::plan::{self, Ending, Results};
 use crate::error::MapError;
 
 /// See the file's head.
@@ -25,14 +25,14 @@ pub(super) struct Outlets {
 pub(super) fn delivery(sink: SinkConfig) -> Delivery {
     let failures =
         sink.failures.unwrap_or_else(|| FailuresFile::at_first_failure(FailuresFile::usual_path()));
-    Delivery::new(sink.target, sink.is_hashed, failures)
+    Delivery::new(sink.target, sink.is_hashed, sink.recorder, failures)
 }
 
 impl Outlets {
     /// Makes them, before anything else: what cannot be written is found out before anything runs.
     /// Beside them comes what writes the output.
     pub(super) fn create(
-        results: Results,
+        mut results: Results,
         shape: Shape,
         function: String,
     ) -> Result<(Self, SinkConfig), MapError> {
@@ -44,14 +44,17 @@ impl Outlets {
             true => FailuresFile::create(failures_file.clone()).map_err(MapError::FailuresFile)?,
             false => FailuresFile::at_first_failure(failures_file.clone()),
         };
+        let recorder = results.recording.take().map(Recorder::create).transpose();
+        let recorder = recorder.map_err(|error| MapError::Output(error.into()))?;
         let sink = SinkConfig {
             target: match &output {
                 Some(output) => SinkTarget::output_file(output)?,
                 None => SinkTarget::stdout()?,
             },
-            format: if results.json { Format::Json } else { Format::Raw { fill: None } },
+            format: plan::format(&results.form),
             shape,
-            separator: results.separator,
+            separator: results.form.separator,
+            recorder,
             is_hashed: results.receipt.is_some(),
             failures: Some(failures),
             function,
@@ -92,7 +95,7 @@ impl Outlets {
         if items.not_run == 0 || ending == Ending::ReaderGone {
             return kept;
         }
-        let rest = match (self.results.unordered, done) {
+        let rest = match (self.results.form.unordered, done) {
             (true, _) => {
                 "to go on, run it again: the output does not tell what is missing".to_owned()
             }

@@ -7,9 +7,11 @@ use widemap_common::failure::FailureKind;
 use widemap_common::framing::LINES;
 use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::limits::{BATCH_BYTES_MAX, JOB_STDERR_BYTES_MAX, SUMMARY_FAILURES};
+use widemap_common::wall_clock;
 use widemap_proto::session::Done;
 use widemap_sched::event::Failure;
 
+use super::stops::Stops;
 use super::way::Way;
 use super::{Job, Judged, Told};
 use crate::data::{self, FailureRecord, Report, ResultShape};
@@ -41,7 +43,9 @@ impl Job {
                     ResultShape::Json => Some(LINES),
                     ResultShape::Printed => None,
                 };
-                Told::Full(Box::new(Report::new(range, Arc::from(worker), done, framed)))
+                let report = Report::new(range, Arc::from(worker), done, framed);
+                let arrived_ms = self.has_times.then(wall_clock::unix_ms).flatten();
+                Told::Full(Box::new(report.arrived_at(arrived_ms)))
             }
         };
         self.judged = Some(Judged { attempt, told });
@@ -49,7 +53,7 @@ impl Job {
     }
 
     fn stderr_lines(&mut self, range: ItemRange, done: &Done) -> Vec<String> {
-        if self.json {
+        if !self.says_stderr {
             return Vec::new();
         }
         let line = |told: &widemap_proto::session::ItemStderr| {
@@ -58,6 +62,7 @@ impl Job {
                 true => Bytes::new(),
                 false => self.held.item(item).unwrap_or_default(),
             };
+            let shown = self.shape.input.joined(&shown);
             let lines = data::stderr_lines(item + 1, &shown, &told.data, told.cut);
             lines.trim_end_matches('\n').to_owned()
         };
@@ -121,6 +126,7 @@ impl Job {
             }
         }
         self.counts.ok += u64::from(range.items);
+        self.stops.succeeded(Stops::units(range, self.shape.is_block_wise));
         self.held.release(range);
     }
 
@@ -182,7 +188,10 @@ impl Job {
             if self.failures.len() < SUMMARY_FAILURES {
                 let item = match self.shape.is_block_wise {
                     true => format!("block of items {} to {}", own.first + 1, own.end()),
-                    false => format!("item {} `{}`", own.first + 1, data::item_shown(&record.item)),
+                    false => {
+                        let item = self.shape.input.joined(&record.item);
+                        format!("item {} `{}`", own.first + 1, data::item_shown(&item))
+                    }
                 };
                 let message = data::message_shown(&record.message);
                 self.failures.push(NamedFailure { item, message });
@@ -193,6 +202,8 @@ impl Job {
             }
         }
         self.counts.failed += u64::from(range.items);
+        self.failed_units += u64::from(units);
+        self.stops.failed(u64::from(units));
         self.held.release(range);
     }
 }

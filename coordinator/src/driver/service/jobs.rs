@@ -121,6 +121,13 @@ impl Service {
         );
     }
 
+    /// Enough of a job has failed: it ends as it is.
+    pub(super) fn halted(&mut self, id: JobId, error: &MapError) {
+        if let Some(running) = self.running.get_mut(&id) {
+            running.how.get_or_insert(How::Halted(error.to_string()));
+        }
+    }
+
     /// Cancels a job; false if it has ended.
     pub(super) fn cancel(&mut self, id: JobId) -> bool {
         if self.running.contains_key(&id) {

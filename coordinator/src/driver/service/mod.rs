@@ -310,6 +310,7 @@ impl Service {
                 match verdict {
                     Verdict::Ended(job) => self.end(job),
                     Verdict::Failed(job, error) => self.fail(job, &error),
+                    Verdict::Halted(job, error) => self.halted(job, &error),
                 }
             }
         }

@@ -22,7 +22,7 @@ use widemap_common::spec::{Directory, Function, JobSpec};
 use widemap_common::time::Timers;
 use widemap_proto::jobs::{
     AttemptState, Blocks, Collecting, How, Job, JobName, JobState, OutputForm, Policy, Position,
-    Prune, Submission,
+    Prune, Stops, Submission,
 };
 use widemap_worker::{Context, FunctionError, Output, Registry as Functions, Worker, WorkerConfig};
 
@@ -225,6 +225,7 @@ fn submission(function: &str) -> Submission {
             limits: widemap_common::spec::Limits::default(),
             slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
+            ok_exit: Vec::new(),
         },
         blocks: Blocks::ItemWise,
         policy: Policy {
@@ -236,8 +237,16 @@ fn submission(function: &str) -> Submission {
             priority: 0,
             speculate: false,
             require: BTreeMap::new(),
+            stops: Stops::default(),
         },
-        output: OutputForm { json: false, unordered: false, separator: b'\n' },
+        output: OutputForm {
+            json: false,
+            unordered: false,
+            separator: b'\n',
+            fill: None,
+            tag: false,
+            records: false,
+        },
         submitter: "a test".to_owned(),
         submitted_ms: 0,
     }

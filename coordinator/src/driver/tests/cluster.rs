@@ -20,6 +20,7 @@ use widemap_common::framing::LINES;
 use widemap_common::limits;
 use widemap_common::spec::{Directory, Function, JobSpec, Runtime};
 use widemap_common::time::Timers;
+use widemap_proto::jobs::{OutputForm, Stops};
 use widemap_sched::event::JobPolicy;
 use widemap_worker::{Registry, Worker, WorkerConfig};
 
@@ -316,6 +317,7 @@ fn plan(draft: Draft, places: &[&str], directory: &Path) -> Plan {
             limits: widemap_common::spec::Limits::default(),
             slots_per_item: std::num::NonZeroU32::MIN,
             per_item: false,
+            ok_exit: Vec::new(),
         },
         policy: JobPolicy {
             runtime: Runtime::Builtin,
@@ -339,16 +341,24 @@ fn plan(draft: Draft, places: &[&str], directory: &Path) -> Plan {
         timers: timers(),
         results: Results {
             output: Some(directory.join("out")),
-            json: false,
-            separator: b'\n',
-            unordered: false,
+            form: OutputForm {
+                json: false,
+                unordered: false,
+                separator: b'\n',
+                fill: None,
+                tag: false,
+                records: false,
+            },
+            recording: None,
             failures: Some(directory.join("failures")),
             receipt: None,
         },
         quiet: true,
         progress: false,
+        explain_every: None,
         artifacts: Artifacts::default(),
         private: true,
+        stops: Stops::default(),
         journal: None,
         reorder_bytes_max: limits::REORDER_BYTES_MAX,
         spill_bytes_max: limits::SPILL_BYTES_MAX,
