@@ -337,7 +337,10 @@ impl Submission {
                 "its weight or priority (--weight, --priority)",
             ),
             (policy != other_policy, "how it is to be run"),
-            (self.output != other.output, "the form of its results (--format, --unordered)"),
+            (
+                self.output != other.output,
+                "the form of its results (--format, --unordered, --tag, --fill)",
+            ),
             (self.name != other.name, "its name (--name)"),
         ]
         .into_iter()

@@ -182,7 +182,7 @@ fn unknown(message: &str) -> Option<String> {
     let near = |name: &&str| strsim::damerau_levenshtein(&given.replace('_', "-"), name);
     let nearest = known.iter().copied().min_by_key(near).filter(|name| near(name) <= FAR);
     Some(match nearest {
-        Some(nearest) => format!("unknown key `{given}`: did you mean `{nearest}`?"),
+        Some(nearest) => format!("unknown key `{given}` (did you mean `{nearest}`?)"),
         None => format!("unknown key `{given}` (there are: {})", known.join(", ")),
     })
 }
@@ -227,7 +227,7 @@ mod tests {
     fn a_mistake_is_named_with_its_line() {
         for (text, line, problem) in [
             ("a", 1, ""),
-            ("log = 'x'\nworker = 'ann'", 2, "unknown key `worker`: did you mean `workers`?"),
+            ("log = 'x'\nworker = 'ann'", 2, "unknown key `worker` (did you mean `workers`?)"),
             ("wait_workers = '1s'", 1, "did you mean `wait-workers`?"),
             ("colour = 'red'", 1, "unknown key `colour` (there are: key, tls-cert"),
             ("retries = 3", 1, "`retries` is never configured"),

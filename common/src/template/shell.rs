@@ -28,6 +28,8 @@ enum Level {
 pub(super) enum Quotes {
     None,
     Double,
+    /// In double quotes, within `${...}`.
+    Braced,
     Single,
 }
 
@@ -115,7 +117,10 @@ impl Reader {
         let inner = self.levels.iter().rev().find(|level| **level != Level::Brace);
         match inner {
             Some(Level::Single) => Quotes::Single,
-            Some(Level::Double | Level::Arithmetic(_)) => Quotes::Double,
+            Some(Level::Double | Level::Arithmetic(_)) => match self.levels.last() {
+                Some(Level::Brace) => Quotes::Braced,
+                _ => Quotes::Double,
+            },
             _ => Quotes::None,
         }
     }
@@ -150,7 +155,7 @@ pub(super) fn line(pieces: &[Piece]) -> (Vec<u8>, Vec<Template>) {
                 parameters.push(Template::placeholder(*placeholder));
                 let number = parameters.len();
                 let reference = match places.next() {
-                    Some(Quotes::Double) => format!("${{_w{number}}}"),
+                    Some(Quotes::Double | Quotes::Braced) => format!("${{_w{number}}}"),
                     Some(Quotes::Single) => format!("'\"${{_w{number}}}\"'"),
                     Some(Quotes::None) | None => format!("\"${{_w{number}}}\""),
                 };
@@ -173,9 +178,10 @@ pub(super) fn line(pieces: &[Piece]) -> (Vec<u8>, Vec<Template>) {
 pub(super) fn push_quoted(out: &mut Vec<u8>, value: &[u8], quotes: Quotes) {
     match quotes {
         Quotes::None => push_word(out, value),
-        Quotes::Double => {
+        Quotes::Double | Quotes::Braced => {
             for &byte in value {
-                if matches!(byte, b'"' | b'$' | b'`' | b'\\') {
+                let ends = byte == b'}' && quotes == Quotes::Braced;
+                if ends || matches!(byte, b'"' | b'$' | b'`' | b'\\') {
                     out.push(b'\\');
                 }
                 out.push(byte);

@@ -76,7 +76,7 @@ pub(super) async fn collect(
 ) -> Done {
     let (progress, explain_every) = (outlets.progress(), outlets.explain_every());
     let end = tokio::select! {
-        end = run(coordinator, job, &mut outlets, owner, signals) => end,
+        end = Box::pin(run(coordinator, job, &mut outlets, owner, signals)) => end,
         never = draw(coordinator, job, &progress) => never,
         never = explain(coordinator, job, explain_every, &progress) => never,
     };

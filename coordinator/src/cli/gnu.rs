@@ -176,7 +176,7 @@ mod tests {
         "--dryrun",
         "--nice 3",
         "--pipe",
-        "--block 1M",
+        "--pipe --block 1M",
         "--wd DIR",
         "--workdir DIR",
         "--env PATH",

@@ -59,7 +59,7 @@ mod tests {
         std::fs::write(&path, "mdns = true\nworker = 'ann'\n").unwrap();
         let (config, finding) = check(Config::read(&path));
         assert_eq!((config, finding.status), (Config::default(), Status::Problem));
-        assert!(finding.what.contains("line 2: unknown field `worker`"), "{finding:?}");
+        assert!(finding.what.contains("line 2: unknown key `worker` (did you mean"), "{finding:?}");
         assert!(finding.action.unwrap().starts_with("correct line 2 of /"));
 
         std::fs::write(&path, "mdns = true\n").unwrap();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use widemap_common::framing::Framing;
 use widemap_common::ids::{CoordinatorId, Epoch};
-use widemap_common::spec::{Directory, Limits};
+use widemap_common::spec::{Directory, JobSpec, Limits};
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{Blocks, Ended, Ending, How, JobCounts, Submission};
 
@@ -154,6 +154,23 @@ fn changes(before: &Submission, now: &Submission) -> Vec<String> {
     let form = |submission: &Submission| if submission.output.json { "json" } else { "raw" };
     let forms = (form(before), form(now));
     compare("--format", forms.0.to_owned(), forms.1.to_owned(), forms.0 != forms.1);
+    let fill = |submission: &Submission| match &submission.output.fill {
+        Some(fill) => format!("`{}`", String::from_utf8_lossy(fill)),
+        None => "none".to_owned(),
+    };
+    let is_another = before.output.fill != now.output.fill;
+    compare("--fill", fill(before), fill(now), is_another);
+    let kept = |submission: &Submission| {
+        if submission.output.is_of_records() { "asked for" } else { "not" }.to_owned()
+    };
+    let (was, is) = (kept(before), kept(now));
+    let differ = was != is;
+    compare("--tag, --joblog or --results", was, is, differ);
+    let statuses = |spec: &JobSpec| match spec.ok_exit.as_slice() {
+        [] => "0".to_owned(),
+        some => some.iter().map(u8::to_string).collect::<Vec<_>>().join(","),
+    };
+    compare("--ok-exit", statuses(old), statuses(new), old.ok_exit != new.ok_exit);
     let order = |submission: &Submission| {
         if submission.output.unordered { "as they come" } else { "in order" }
     };

@@ -103,7 +103,7 @@ pub(super) fn job_from_wire(open: wire::OpenJob) -> Result<JobSpec> {
     };
     Ok(JobSpec {
         function: match open.function.ok_or(WireError::UnknownKind)? {
-            WireFunction::Exec(exec) => Function::Exec { argv: exec_from_wire(exec, framing)? },
+            WireFunction::Exec(exec) => Function::Exec { argv: exec_from_wire(&exec, framing)? },
             WireFunction::Pipe(pipe) => Function::Pipe { argv: plain(pipe.argv)? },
             WireFunction::Filter(filter) => Function::Filter { argv: plain(filter.argv)? },
             WireFunction::Python(python) => Function::Python(Box::new(python_from_wire(python)?)),
@@ -137,7 +137,7 @@ pub(super) fn job_from_wire(open: wire::OpenJob) -> Result<JobSpec> {
     })
 }
 
-fn exec_from_wire(exec: wire::Exec, framing: Framing) -> Result<Vec<Template>> {
+fn exec_from_wire(exec: &wire::Exec, framing: Framing) -> Result<Vec<Template>> {
     let item = if exec.item.is_empty() { ITEM } else { &exec.item };
     let syntax = Syntax { item, columns: framing == Framing::Columns };
     let mut literals = exec.literals.iter().peekable();

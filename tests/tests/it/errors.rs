@@ -20,9 +20,9 @@ fn usage() {
     fails(&["map", "--timeout", "soon", "echo"], 2, &["`soon` is not a duration", "250ms"]);
     fails(&["map", "--worker", "a:b", "echo"], 2, &["`a:b` is not HOST"]);
     fails(
-        &["map", "-a", "x", "echo", ":::", "b"],
+        &["map", "--from-failures", "x", "echo", ":::", "b"],
         2,
-        &["from `-a` and from `:::`", "name one of them"],
+        &["from `:::` and from `--from-failures`", "name one of them"],
     );
     fails(&["map", "--env", "WIDEMAP_TEST_NOT_SET", "echo"], 2, &["is not set here"]);
 }
@@ -111,6 +111,6 @@ fn no_file_is_read_and_overwritten_by_the_same_map() {
 fn what_can_never_be_satisfied_here_is_not_waited_for() {
     fails(&["map", "--local", "1", "--require", "gpu=1", "echo"], 3, &["no label gpu=1"]);
     fails(&["map", "--receipt", "/no/such/dir/r", "echo"], 2, &["/no/such/dir"]);
-    fails(&["map", "echo", "::::", "list"], 2, &["`::::` is not supported yet"]);
+    fails(&["map", "echo", "::::", "/no/such/list"], 2, &["cannot open /no/such/list"]);
     fails(&["map", "--shell", "echo", "x"], 2, &["one word"]);
 }

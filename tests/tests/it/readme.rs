@@ -80,12 +80,18 @@ fn every_command_works_as_it_is_printed() {
     let elsewhere =
         |block: &String| ["cargo ", "ssh ", "docker "].iter().any(|word| block.contains(word));
     for block in blocks().iter().filter(|block| !elsewhere(block)) {
+        // Programs that not every machine has; CI has them all.
+        let tools = ["ppmmake ", "jq ", "git ", "python3 ", "curl ", "cc "];
+        let mut tools = tools.iter().filter(|tool| block.contains(*tool));
+        if !tools.all(|tool| needs("a block of the README", tool.trim())) {
+            continue;
+        }
         let dir = tempfile::tempdir().unwrap();
         let done = run(shell(block, dir.path()), b"");
         assert_eq!(done.status, 0, "{block}\n{}", done.stderr);
         ran += 1;
     }
-    assert!(ran >= 9, "the README lost its commands");
+    assert!(ran >= 15, "the README lost its commands");
 }
 
 #[test]

@@ -145,10 +145,12 @@ pub(crate) struct JobArgs {
 
     /// Run stragglers a second time elsewhere: auto does so for --builtin and --wasm
     #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = HOW)]
+    #[arg(hide_short_help = true)]
     pub(crate) speculate: Speculate,
 
     /// End an item (with --pipe: a block) that prints more [default: 1G] [env: WIDEMAP_MAX_OUTPUT]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = HOW)]
+    #[arg(hide_short_help = true)]
     pub(crate) max_output: Option<u64>,
 
     /// Memory that each process of an item (with --wasm: a block) may take

@@ -64,6 +64,7 @@ pub(crate) struct MapArgs {
     /// Wait so long for a first usable worker; `never` is without end [default: 60s]
     /// [env: WIDEMAP_WAIT_WORKERS]
     #[arg(long, value_name = "TIME", value_parser = parse_wait, help_heading = WHERE)]
+    #[arg(hide_short_help = true)]
     pub(crate) wait_workers: Option<Wait>,
 
     /// Keep what is done in DIR, to go on with --resume
@@ -84,6 +85,7 @@ pub(crate) struct MapArgs {
 
     /// Write what was run, its counts and the hash of the output to FILE, as JSON
     #[arg(long, value_name = "FILE", help_heading = OUT)]
+    #[arg(hide_short_help = true)]
     pub(crate) receipt: Option<PathBuf>,
 
     #[command(flatten)]
@@ -200,6 +202,7 @@ pub(crate) struct PlaceArgs {
     /// Workers from a file, an address a line, or a directory of such files; watched
     /// [env: WIDEMAP_WORKERS_FILE]
     #[arg(long, value_name = "FILE-or-DIR", help_heading = WHERE)]
+    #[arg(hide_short_help = true)]
     pub(crate) workers_file: Vec<PathBuf>,
 
     /// Workers at all addresses of a DNS name, asked for again and again [env: WIDEMAP_DNS]
@@ -209,10 +212,12 @@ pub(crate) struct PlaceArgs {
 
     /// Workers that announce themselves, beside those that are named
     #[arg(long, help_heading = WHERE, conflicts_with = "no_mdns")]
+    #[arg(hide_short_help = true)]
     pub(crate) mdns: bool,
 
     /// Do not look for workers on the local network
     #[arg(long, help_heading = WHERE)]
+    #[arg(hide_short_help = true)]
     pub(crate) no_mdns: bool,
 
     /// Look for them over this interface alone; may be repeated [env: WIDEMAP_MDNS_INTERFACE]

@@ -23,7 +23,8 @@ const STATUS_FIELDS: &str = "\
 With --format json, one object:
   job           its number; `id` is the same as j3
   name, submitter, submit_key, function, priority, weight: as it was submitted
-  state         queued, running, paused, complete, cancelled, unusable (no worker can run it), failed
+  state         queued, running, paused, complete, cancelled, unusable (no worker can run it), failed,
+                halted (--halt, --canary)
   message       why it is unusable or failed, or null
   waits_for     what it waits for, in one sentence, or null
   created_ms, started_ms, ended_ms: Unix times in milliseconds, or null
