@@ -70,7 +70,7 @@ pub(crate) struct JobArgs {
     #[arg(conflicts_with = "null")]
     pub(crate) delimiter: Option<u8>,
 
-    /// Split items into columns, {1} {2}, at this character or regular expression
+    /// Split items into columns, {1} {2}, at a character or expression
     #[arg(short = 'C', long, value_name = "SEP", help_heading = ITEMS)]
     #[arg(value_parser = ColumnSeparator::new)]
     pub(crate) colsep: Option<ColumnSeparator>,
@@ -126,7 +126,9 @@ pub(crate) struct JobArgs {
     #[arg(value_delimiter = ',', conflicts_with_all = ["builtin", "filter", "python"])]
     pub(crate) ok_exit: Vec<u8>,
 
-    /// Stop after failures: never, or soon,fail=N (what runs goes on), or now,fail=N
+    /// Stop after failures: never, soon,fail=N, or now,fail=N
+    ///
+    /// With soon what runs goes on to its end, with now it is ended.
     #[arg(long, value_name = "WHEN", value_parser = parse_halt, help_heading = HOW)]
     pub(crate) halt: Option<HaltWhen>,
 

@@ -157,7 +157,9 @@ pub(crate) struct RepairArgs {
 /// What is written of each item beside the output.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct RecordArgs {
-    /// Write a line for each item to FILE: seq, host, start, seconds, bytes, exit, signal, command
+    /// Write a line for each item to FILE: host, start, seconds, exit, command
+    ///
+    /// The columns are those of GNU parallel: Seq Host Starttime JobRuntime Send Receive Exitval Signal Command.
     #[arg(long, value_name = "FILE", help_heading = OUT, value_hint = ValueHint::FilePath)]
     pub(crate) joblog: Option<PathBuf>,
 
@@ -392,7 +394,9 @@ fn parse_directory(text: &str) -> Result<PathBuf, String> {
 }
 
 fn parse_jobs(text: &str) -> Result<u32, String> {
-    let jobs = text.parse().ok().filter(|jobs| (1..=limits::SLOTS_MAX).contains(jobs));
+    // `+2` would be a number, too.
+    let jobs = text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let jobs = jobs.filter(|jobs| (1..=limits::SLOTS_MAX).contains(jobs));
     jobs.ok_or_else(|| match text {
         "0" => "as many as there are slots is what it is without -j".to_owned(),
         _ => format!(

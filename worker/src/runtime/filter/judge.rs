@@ -17,6 +17,9 @@ use crate::spawner::SpawnerGone;
 /// Of the time of a chunk at least this part is its items'.
 const FIXED_PART: u64 = 8;
 
+/// And this is enough of it: else chunks would never grow where it takes long to start.
+const FIXED_REST_US: u64 = 5_000;
+
 /// What is known of a time weighs so many times what the next one does.
 const WEIGHT: u64 = 8;
 
@@ -42,7 +45,7 @@ impl Filter<'_, '_> {
             *smallest = Some((items, start_us));
         }
         // It cannot be all of it.
-        self.attempt.fixed_us = start_us.min(micros - micros / FIXED_PART);
+        self.attempt.fixed_us = start_us.min(micros - (micros / FIXED_PART).min(FIXED_REST_US));
     }
 
     /// Starts the program ahead of the next chunk, if it is started for each: meanwhile the slot hands in
