@@ -156,6 +156,9 @@ pub(crate) enum MapError {
         /// Why.
         problem: String,
     },
+    /// A line for a shell stands where a program is named.
+    #[error("`{0}` is no program: it looks like a line for a shell")]
+    Line(String),
     /// A placeholder names a column that no item has.
     #[error("{{{column}}} names a column, and there are {columns} lists of items")]
     NoColumn {
@@ -297,6 +300,7 @@ impl MapError {
                  items (widemap map echo {} ::: a b c)"
             }
             Self::TwoSources(..) => "name one of them",
+            Self::Line(_) => "for a shell line add --shell",
             Self::NoRecords(_) => "submit it with --keep-records",
             Self::NoColumn { .. } => {
                 "name one of them, add a list (::: A B ::: C D), or split items with --colsep"
@@ -361,6 +365,7 @@ impl MapError {
             | Self::TwoSources(..)
             | Self::NoColumn { .. }
             | Self::NoRecords(_)
+            | Self::Line(_)
             | Self::Repair { .. }
             | Self::SameFile(..)
             | Self::Flag { .. }

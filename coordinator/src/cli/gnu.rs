@@ -103,25 +103,38 @@ const ADVICE: &[(&[&str], &str)] = &[
     (&["--retry"], "--retries N"),
 ];
 
+/// What is wrong, and what to type instead.
+#[derive(Debug)]
+pub(super) struct Advice {
+    pub(super) problem: String,
+    pub(super) instead: &'static str,
+}
+
 /// What to type instead of the option that is not known, if GNU parallel knows it.
-pub(super) fn advice(error: &clap::Error, words: &[std::ffi::OsString]) -> Option<String> {
+pub(super) fn advice(error: &clap::Error, words: &[std::ffi::OsString]) -> Option<Advice> {
     match error.kind() {
         ErrorKind::UnknownArgument => {
             let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else {
                 return None;
             };
-            let (names, advice) = find(given)?;
-            Some(format!("{given} is of GNU parallel{}: {advice}", also(names, given)))
+            let (names, instead) = find(given)?;
+            let problem = format!(
+                "{given} is an option of GNU parallel{}, not of widemap",
+                also(names, given)
+            );
+            Some(Advice { problem, instead })
         }
-        // `--joblog --resume`.
         ErrorKind::MissingRequiredArgument
-            if ["--joblog", "--resume"].iter().all(|name| words.iter().any(|word| word == name)) =>
+            if ["--joblog", "--resume"]
+                .iter()
+                .all(|name| words.iter().any(|word| word == name)) =>
         {
-            Some(
-                "a log does not hold results: --journal DIR keeps what is done, and with --resume goes on; \
-                 --from-failures FILE runs only what failed"
+            Some(Advice {
+                problem: "--joblog does not hold results, so that --resume cannot go on with it"
                     .to_owned(),
-            )
+                instead: "--journal DIR keeps what is done, and --journal DIR --resume goes on; --from-failures \
+                          FILE runs only what failed",
+            })
         }
         _ => None,
     }
@@ -201,7 +214,7 @@ mod tests {
                 }
                 let error = parse(name).expect_err(name);
                 let told = super::advice(&error, &[]).unwrap_or_else(|| panic!("{name}: {error}"));
-                assert!(told.starts_with(name) && told.ends_with(advice), "{told}");
+                assert!(told.problem.starts_with(name) && told.instead == *advice, "{told:?}");
             }
         }
         for jobs in ["-j 50%", "-j +2", "-j 0", "-j -1"] {
@@ -210,6 +223,6 @@ mod tests {
         }
         let words: Vec<_> = ["--joblog", "f", "--resume"].map(Into::into).to_vec();
         let error = parse("--joblog f --resume").unwrap_err();
-        assert!(super::advice(&error, &words).unwrap().contains("--journal"));
+        assert!(super::advice(&error, &words).unwrap().instead.contains("--journal"));
     }
 }

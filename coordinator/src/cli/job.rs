@@ -173,7 +173,11 @@ fn spec(
         (Some(name), true) => Function::Builtin { name: name.clone() },
         (None, false) if args.filter => Function::Filter { argv },
         (None, false) if args.pipe => Function::Pipe { argv },
-        (None, false) => Function::Exec { argv: Template::command(&argv, syntax) },
+        (None, false) => {
+            let argv = Template::command(&argv, syntax);
+            not_a_line(args, &argv)?;
+            Function::Exec { argv }
+        }
     };
     let directory = match &args.wd {
         None => Directory::Private,
@@ -213,6 +217,17 @@ fn has_columns(function: &Function, columns: Option<usize>) -> Result<(), MapErr
     match beyond {
         None => Ok(()),
         Some(column) => Err(MapError::NoColumn { column, columns }),
+    }
+}
+
+/// A command that is another one for each item is looked for when it runs: a line that is meant for a shell is
+/// told before.
+fn not_a_line(args: &JobArgs, argv: &[Template]) -> Result<(), MapError> {
+    let ([_], Some(program)) = (args.command.as_slice(), argv.first()) else { return Ok(()) };
+    let is_line = program.text().iter().any(|byte| b" \t\n|<>;&".contains(byte));
+    match is_line && program.has_placeholder() {
+        true => Err(MapError::Line(String::from_utf8_lossy(program.text()).into_owned())),
+        false => Ok(()),
     }
 }
 

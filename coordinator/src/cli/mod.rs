@@ -97,11 +97,12 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some(gnu::Advice { problem, instead }) = gnu::advice(&error, &words) {
+                complain(&problem, Some(instead));
+                return ExitCode::from(exit::USAGE);
+            }
             // If the terminal is gone, there is nobody to tell.
             let _ = error.print();
-            if let Some(advice) = gnu::advice(&error, &words) {
-                say::line(&format!("  hint: {advice}"));
-            }
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };

@@ -31,6 +31,13 @@ fn usage() {
 fn a_command_that_does_not_exist_is_said_before_anything_runs() {
     fails(&["map", "--", "no-such-command-here"], 2, &["no-such-command-here", "not found"]);
     fails(&["map", "--", "echo hello | cat"], 2, &["for a shell line add --shell"]);
+    fails(&["map", "cat {} | wc", ":::", "a"], 2, &["cat {} | wc", "for a shell line add --shell"]);
+    fails(
+        &["map", "-S", "ann", "cat"],
+        2,
+        &["-S is an option of GNU parallel (--sshlogin)", "--worker HOST"],
+    );
+    fails(&["map", "--joblog", "l", "--resume", "cat"], 2, &["--joblog does not", "--journal DIR"]);
     fails(&["map", "--builtin", "cube"], 2, &["cube", "square"]);
 }
 
