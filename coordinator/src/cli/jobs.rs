@@ -60,6 +60,7 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
                 failures: args.failures,
                 receipt: None,
                 recording: recording(&args.records, &status)?,
+                has_places: !status.output.unordered && !status.output.tag,
                 quiet,
                 progress: !quiet && !args.no_progress,
                 explain_every: None,

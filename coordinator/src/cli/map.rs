@@ -251,6 +251,7 @@ fn recording(args: &RecordArgs, submission: &Submission) -> Option<Recording> {
 fn wanted_results(args: MapArgs, submission: &Submission) -> Wanted {
     Wanted {
         recording: recording(&args.records, submission),
+        has_places: !submission.output.unordered && !submission.output.tag,
         output: args.output.filter(|path| !is_stdout(path)),
         failures: args.failures,
         receipt: args.receipt.map(|path| (path, submission.spec.clone())),

@@ -161,8 +161,8 @@ fn unchanged(
     let first = &failed[0];
     let (Some(bytes), Some(hash)) = (first.output_bytes, &first.output_blake3) else {
         return Err(bad(
-            "the failures do not say what it was, as where a map writes to a pipe: write with \
-             --output FILE, or > FILE"
+            "the failures do not say what it was, as where a map writes to a pipe, or with --tag or \
+             --unordered: write with --output FILE, or > FILE"
                 .to_owned(),
         ));
     };

@@ -111,6 +111,20 @@ struct Line<'a> {
     started: Option<f64>,
 }
 
+/// The bytes that results are in raw output. `output` is theirs alone.
+pub(super) fn raw_bytes(shape: Shape, results: &Results, output: &[u8]) -> u64 {
+    let bytes = output.len() as u64;
+    match shape.results {
+        // There each ends in a separator, and has no length before it.
+        ResultShape::Framed(Framing::LengthPrefixed | Framing::Columns) => {
+            bytes.saturating_sub(3 * u64::from(results.range.items))
+        }
+        ResultShape::Framed(Framing::Separator(_)) | ResultShape::Printed | ResultShape::Json => {
+            bytes
+        }
+    }
+}
+
 /// Appends a line for each result. `output` is theirs alone, in order.
 pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, output: &[u8]) {
     if shape.is_block_wise {

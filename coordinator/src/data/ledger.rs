@@ -242,7 +242,7 @@ impl Payload for Rendered {
             let mut lines = Vec::new();
             format::push_results(&mut lines, shape, results, output);
             to.write_all(&lines)?;
-            return Ok(output.len() as u64);
+            return Ok(format::raw_bytes(shape, results, output));
         }
         let mut unframe = (shape.results == ResultShape::Framed(Framing::LengthPrefixed))
             .then(|| Unframe::new(separator));

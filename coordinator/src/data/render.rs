@@ -143,7 +143,7 @@ impl Renderer {
                 &joined
             }
         };
-        self.raw_bytes += output.len() as u64;
+        self.raw_bytes += format::raw_bytes(self.shape, results, output);
         let mut line = std::mem::take(&mut self.line);
         format::push_results(&mut line, self.shape, results, output);
         self.write_line(line)

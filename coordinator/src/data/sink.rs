@@ -143,6 +143,12 @@ impl SinkTarget {
         }
     }
 
+    /// Nothing of it is said that a repair needs: failed items have no place of their own there.
+    #[must_use]
+    pub fn without_places(self) -> Self {
+        Self { again: None, ..self }
+    }
+
     /// Any file, and what errors call it.
     #[must_use]
     pub fn file(file: File, name: String) -> Self {

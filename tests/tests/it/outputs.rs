@@ -277,6 +277,37 @@ fn what_failed_is_put_in_its_place() {
 }
 
 #[test]
+fn a_function_of_the_worker_is_repaired_whatever_its_items_came_from() {
+    for place in Place::both() {
+        std::fs::write(place.path("list"), "1\nx\n3\n").unwrap();
+        for items in [&[":::", "1", "x", "3"][..], &["::::", "list"]] {
+            for options in [&[][..], &["--joblog", "log"]] {
+                let words = [
+                    &["--output", "out", "--failures", "failed", "--builtin", "square"],
+                    options,
+                    items,
+                ];
+                let _ = place.map(&words.concat()).exits(1);
+                assert_eq!(place.read("out"), "1\n9\n");
+                let failure: Value = serde_json::from_str(place.read("failed").trim()).unwrap();
+                assert_eq!(
+                    (&failure["seq"], &failure["offset"]),
+                    (&2.into(), &2.into()),
+                    "{failure}"
+                );
+                let again = ["failed", "out", "--fill", "?", "--builtin", "square"];
+                // With a line for what fails it is another output.
+                let _ = repair(place.directory.path(), &again).exits(2);
+                let done =
+                    repair(place.directory.path(), &["failed", "out", "--builtin", "square"]);
+                assert!(done.exits(1).stderr.contains("0 of 1 repaired"));
+                assert_eq!(place.read("out"), "1\n9\n");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_repair_of_json_puts_lines_in_their_places() {
     let place = Place::own();
     let words = [
@@ -334,6 +365,15 @@ fn what_must_not_be_repaired_is_refused() {
     };
     let _ = script("> out").exits(0);
     assert_eq!(place.read("out"), "a\nb\nc\n");
+    // A tagged output has no places of its own.
+    let words = [
+        &["--tag", "--output", "tagged", "--failures", "failed", "--"][..],
+        &FLAKY,
+        &[":::", "a", "b"],
+    ];
+    std::fs::remove_file(place.path("mended")).unwrap();
+    let _ = place.map(&words.concat()).exits(1);
+    refused(&[&["failed", "tagged", "--"][..], &FLAKY].concat(), "--tag or --unordered");
     let done = script("| cat > out").exits(2);
     assert!(done.stderr.contains("as where a map writes to a pipe"), "{}", done.stderr);
 }

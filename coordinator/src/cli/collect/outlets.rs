@@ -35,6 +35,8 @@ pub(in crate::cli) struct Wanted {
     pub(in crate::cli) receipt: Option<(PathBuf, JobSpec)>,
     /// What is made of records, if that is what comes.
     pub(in crate::cli) recording: Option<Recording>,
+    /// Whether failed items have a place in the output, for a repair.
+    pub(in crate::cli) has_places: bool,
     /// Say nothing but errors.
     pub(in crate::cli) quiet: bool,
     /// Show progress, if anybody sees it.
@@ -106,6 +108,7 @@ impl Outlets {
             Some(output) => SinkTarget::output_file(output)?,
             None => SinkTarget::stdout()?,
         };
+        let target = if wanted.has_places { target } else { target.without_places() };
         let recorder = wanted.recording.map(Recorder::create).transpose();
         let recorder = recorder.map_err(|error| MapError::Output(error.into()))?;
         let delivery = Some(Delivery::new(target, receipt.is_some(), recorder, failures));

@@ -46,11 +46,13 @@ impl Outlets {
         };
         let recorder = results.recording.take().map(Recorder::create).transpose();
         let recorder = recorder.map_err(|error| MapError::Output(error.into()))?;
+        let target = match &output {
+            Some(output) => SinkTarget::output_file(output)?,
+            None => SinkTarget::stdout()?,
+        };
+        let has_places = !results.form.unordered && !results.form.tag;
         let sink = SinkConfig {
-            target: match &output {
-                Some(output) => SinkTarget::output_file(output)?,
-                None => SinkTarget::stdout()?,
-            },
+            target: if has_places { target } else { target.without_places() },
             format: plan::format(&results.form),
             shape,
             separator: results.form.separator,
