@@ -117,6 +117,12 @@ pub(super) fn advice(error: &clap::Error, words: &[std::ffi::OsString]) -> Optio
             let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else {
                 return None;
             };
+            if words.get(1).is_some_and(|command| command == "submit")
+                && let Some(instead) = elsewhere(given)
+            {
+                let problem = format!("{given} is not said where a job is handed in");
+                return Some(Advice { problem, instead });
+            }
             let (names, instead) = find(given)?;
             let problem = format!(
                 "{given} is an option of GNU parallel{}, not of widemap",
@@ -138,6 +144,23 @@ pub(super) fn advice(error: &clap::Error, words: &[std::ffi::OsString]) -> Optio
         }
         _ => None,
     }
+}
+
+/// Where an option of `widemap map` is said, if not with `widemap submit`.
+fn elsewhere(given: &str) -> Option<&'static str> {
+    let name = given.split('=').next().unwrap_or(given);
+    Some(match name {
+        "--joblog" | "--results" => {
+            "submit with --keep-records, and say it where results are collected: widemap results JOB --joblog FILE"
+        }
+        "--output" | "--failures" => {
+            "say it where results are collected: widemap results JOB --output FILE"
+        }
+        "--receipt" => "widemap map --coordinator HOST --receipt FILE hands in and collects in one",
+        "--dry-run" | "--dryrun" => "widemap map --dry-run prints the commands",
+        "--explain-every" => "widemap explain JOB says what it waits for",
+        _ => return None,
+    })
 }
 
 fn find(given: &str) -> Option<(&'static [&'static str], &'static str)> {

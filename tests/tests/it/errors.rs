@@ -37,6 +37,8 @@ fn a_command_that_does_not_exist_is_said_before_anything_runs() {
         2,
         &["-S is an option of GNU parallel (--sshlogin)", "--worker HOST"],
     );
+    fails(&["submit", "--joblog", "l", "cat"], 2, &["--joblog is not said", "--keep-records"]);
+    fails(&["submit", "--dry-run", "cat"], 2, &["widemap map --dry-run"]);
     fails(&["map", "--joblog", "l", "--resume", "cat"], 2, &["--joblog does not", "--journal DIR"]);
     fails(&["map", "--builtin", "cube"], 2, &["cube", "square"]);
 }
