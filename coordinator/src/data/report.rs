@@ -179,9 +179,11 @@ impl Report {
             let micros = taken(before.micros, &self.at.micros);
             (within, lengths, micros, taken(before.exits, &self.at.exits))
         };
-        // What ran behind the range ran after it.
-        let later: u64 = varint::iter(&self.item_micros).skip(end as usize).sum();
-        let ended_us = self.ended_ms.map(|ms| ms.saturating_mul(1_000).saturating_sub(later));
+        let ended_us = self.ended_ms.map(|ms| {
+            // What ran behind the range ran after it.
+            let later: u64 = varint::iter(&self.item_micros).skip(end as usize).sum();
+            ms.saturating_mul(1_000).saturating_sub(later)
+        });
         let stderr = self.stderr_of(skip..end).iter();
         let stderr = stderr.map(|told| ItemStderr { index: told.index - skip, ..told.clone() });
         let results = Results {
