@@ -4,7 +4,10 @@
 //! columns `{2}` is the second, `{-1}` the last, `{2/.}` the second's last component without extension;
 //! the others are about all of them, with a space between.
 
+mod reader;
 mod shell;
+
+pub use shell::QuotedHereDocument;
 
 /// The usual text that stands for an item.
 pub const ITEM: &[u8] = b"{}";
@@ -132,12 +135,14 @@ impl Template {
 
     /// A line for a shell, as the arguments of `sh -c`: what placeholders stand for are parameters, so that no
     /// byte of an item means anything to the shell. A line without one gets the item at its end.
-    #[must_use]
-    pub fn shell_line(text: &[u8], syntax: Syntax<'_>) -> Vec<Self> {
-        let (line, parameters) = shell::line(&Self::line(text, syntax).pieces);
+    ///
+    /// # Errors
+    /// If a placeholder stands where a shell puts nothing in.
+    pub fn shell_line(text: &[u8], syntax: Syntax<'_>) -> Result<Vec<Self>, QuotedHereDocument> {
+        let (line, parameters) = shell::line(&Self::line(text, syntax).pieces)?;
         let mut templates = vec![Self::literal(&line), Self::literal(b"sh")];
         templates.extend(parameters);
-        templates
+        Ok(templates)
     }
 
     /// The placeholders of a line for a shell; it has one.
@@ -208,8 +213,10 @@ impl Template {
                 Piece::Placeholder(placeholder) => {
                     let mut value = Vec::new();
                     placeholder.fill(fill, &mut value);
-                    let quotes = places.next().unwrap_or(shell::Quotes::None);
-                    shell::push_quoted(out, &value, quotes);
+                    match places.next() {
+                        Some(place) => shell::push_quoted(out, &value, place),
+                        None => shell::push_word(out, &value),
+                    }
                 }
             }
         }

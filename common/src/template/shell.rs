@@ -2,150 +2,36 @@
 //! the placeholder stands.
 //!
 //! The shell gets what placeholders stand for as its parameters, keeps them in variables, and the line refers
-//! to those: in double quotes where it stands by itself, without where it is in such quotes already. So much
-//! of the grammar as decides that is followed here (POSIX.1-2024, Shell Command Language, 2.2 Quoting
-//! and 2.6 Word Expansions).
+//! to those: in double quotes where it stands by itself, without where it is in such quotes already.
 
+use super::reader::{Place, Quotes, Reader};
 use super::{Piece, Template};
 
-/// What surrounds a place in a line.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Level {
-    Double,
-    Single,
-    /// `$(...)`, with so many parentheses open.
-    Substitution(u32),
-    /// `$((...))`, likewise.
-    Arithmetic(u32),
-    /// `${...}`.
-    Brace,
-    Backquote,
-    Comment,
-}
+/// A line for a shell in which a placeholder cannot be filled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "a placeholder stands in a here-document whose end is quoted, where a shell puts nothing in"
+)]
+pub struct QuotedHereDocument;
 
-/// How a placeholder is quoted where it stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Quotes {
-    None,
-    Double,
-    /// In double quotes, within `${...}`.
-    Braced,
-    Single,
-}
-
-/// How far a line was read.
-#[derive(Default)]
-struct Reader {
-    levels: Vec<Level>,
-    is_escaped: bool,
-    /// The bytes before, without those that are quoted.
-    before: [u8; 2],
-}
-
-impl Reader {
-    fn read(&mut self, text: &[u8]) {
-        for &byte in text {
-            self.step(byte);
-            self.before = [self.before[1], byte];
-        }
-    }
-
-    fn step(&mut self, byte: u8) {
-        let level = self.levels.last().copied();
-        match level {
-            Some(Level::Single) => {
-                if byte == b'\'' {
-                    self.levels.pop();
-                }
-                return;
-            }
-            Some(Level::Comment) => {
-                if byte == b'\n' {
-                    self.levels.pop();
-                }
-                return;
-            }
-            _ => {}
-        }
-        if std::mem::take(&mut self.is_escaped) {
-            return;
-        }
-        let after_dollar = self.before[1] == b'$';
-        match (byte, level) {
-            (b'\\', _) => self.is_escaped = true,
-            (b'"', Some(Level::Double)) => drop(self.levels.pop()),
-            (b'"', _) => self.levels.push(Level::Double),
-            (b'`', Some(Level::Backquote)) => drop(self.levels.pop()),
-            (b'`', _) => self.levels.push(Level::Backquote),
-            (b'(', _) if after_dollar => self.levels.push(Level::Substitution(1)),
-            (b'(', Some(Level::Substitution(1))) if self.before == *b"$(" => {
-                self.levels.pop();
-                self.levels.push(Level::Arithmetic(2));
-            }
-            (b'{', _) if after_dollar => self.levels.push(Level::Brace),
-            (b'}', Some(Level::Brace)) => drop(self.levels.pop()),
-            (b'(' | b')', Some(Level::Substitution(_) | Level::Arithmetic(_))) => self.nest(byte),
-            (b'\'', Some(Level::Double | Level::Arithmetic(_))) => {}
-            (b'\'', _) => self.levels.push(Level::Single),
-            (b'#', None | Some(Level::Substitution(_) | Level::Backquote))
-                if matches!(
-                    self.before[1],
-                    0 | b' ' | b'\t' | b'\n' | b';' | b'&' | b'|' | b'('
-                ) =>
-            {
-                self.levels.push(Level::Comment);
-            }
-            _ => {}
-        }
-    }
-
-    fn nest(&mut self, byte: u8) {
-        let Some(Level::Substitution(open) | Level::Arithmetic(open)) = self.levels.last_mut()
-        else {
-            return;
-        };
-        match byte {
-            b'(' => *open += 1,
-            _ => *open -= 1,
-        }
-        if *open == 0 {
-            self.levels.pop();
-        }
-    }
-
-    fn quotes(&self) -> Quotes {
-        let inner = self.levels.iter().rev().find(|level| **level != Level::Brace);
-        match inner {
-            Some(Level::Single) => Quotes::Single,
-            Some(Level::Double | Level::Arithmetic(_)) => match self.levels.last() {
-                Some(Level::Brace) => Quotes::Braced,
-                _ => Quotes::Double,
-            },
-            _ => Quotes::None,
-        }
-    }
-}
-
-/// The pieces of a line, each placeholder with the quotes that it stands in.
-pub(super) fn places(pieces: &[Piece]) -> Vec<Quotes> {
-    let mut reader = Reader::default();
+/// Where each placeholder of a line stands.
+pub(super) fn places(pieces: &[Piece]) -> Vec<Place> {
+    let mut reader = Reader::new();
     let mut places = Vec::new();
     for piece in pieces {
         match piece {
             Piece::Literal(text) => reader.read(text),
-            Piece::Placeholder(_) => {
-                places.push(reader.quotes());
-                // A comment does not begin behind it.
-                reader.before = [0, b'x'];
-                reader.is_escaped = false;
-            }
+            Piece::Placeholder(_) => places.push(reader.placeholder()),
         }
     }
     places
 }
 
 /// The line that a shell is to run, and its parameters.
-pub(super) fn line(pieces: &[Piece]) -> (Vec<u8>, Vec<Template>) {
+///
+/// # Errors
+/// If a placeholder stands where a shell puts nothing in.
+pub(super) fn line(pieces: &[Piece]) -> Result<(Vec<u8>, Vec<Template>), QuotedHereDocument> {
     let mut places = places(pieces).into_iter();
     let (mut line, mut parameters) = (Vec::new(), Vec::new());
     for piece in pieces {
@@ -154,10 +40,13 @@ pub(super) fn line(pieces: &[Piece]) -> (Vec<u8>, Vec<Template>) {
             Piece::Placeholder(placeholder) => {
                 parameters.push(Template::placeholder(*placeholder));
                 let number = parameters.len();
-                let reference = match places.next() {
-                    Some(Quotes::Double | Quotes::Braced) => format!("${{_w{number}}}"),
+                let reference = match places.next().map(|place| place.quotes) {
+                    Some(Quotes::Double | Quotes::Braced | Quotes::Here | Quotes::Comment) => {
+                        format!("${{_w{number}}}")
+                    }
                     Some(Quotes::Single) => format!("'\"${{_w{number}}}\"'"),
                     Some(Quotes::None) | None => format!("\"${{_w{number}}}\""),
+                    Some(Quotes::Never) => return Err(QuotedHereDocument),
                 };
                 line.extend_from_slice(reference.as_bytes());
             }
@@ -171,23 +60,45 @@ pub(super) fn line(pieces: &[Piece]) -> (Vec<u8>, Vec<Template>) {
     let mut whole = kept.trim_end().to_owned().into_bytes();
     whole.extend_from_slice(b"; set --; ");
     whole.extend_from_slice(&line);
-    (whole, parameters)
+    Ok((whole, parameters))
 }
 
-/// Appends a value as it is written in such quotes.
-pub(super) fn push_quoted(out: &mut Vec<u8>, value: &[u8], quotes: Quotes) {
+/// Appends a value as it is written where it stands.
+pub(super) fn push_quoted(out: &mut Vec<u8>, value: &[u8], place: Place) {
+    let Some(in_double) = place.backquoted else { return push_in_quotes(out, value, place.quotes) };
+    let mut written = Vec::new();
+    push_in_quotes(&mut written, value, place.quotes);
+    // A shell takes these off before it reads what is in backquotes.
+    for byte in written {
+        if matches!(byte, b'$' | b'`' | b'\\') || byte == b'"' && in_double {
+            out.push(b'\\');
+        }
+        out.push(byte);
+    }
+}
+
+fn push_in_quotes(out: &mut Vec<u8>, value: &[u8], quotes: Quotes) {
     match quotes {
         Quotes::None => push_word(out, value),
-        Quotes::Double | Quotes::Braced => {
+        Quotes::Double | Quotes::Braced | Quotes::Here => {
             for &byte in value {
-                let ends = byte == b'}' && quotes == Quotes::Braced;
-                if ends || matches!(byte, b'"' | b'$' | b'`' | b'\\') {
+                let ends = match byte {
+                    b'}' => quotes == Quotes::Braced,
+                    b'"' => quotes != Quotes::Here,
+                    _ => matches!(byte, b'$' | b'`' | b'\\'),
+                };
+                if ends {
                     out.push(b'\\');
                 }
                 out.push(byte);
             }
         }
         Quotes::Single => push_escaped(out, value),
+        Quotes::Never => out.extend_from_slice(value),
+        // It would end with the line.
+        Quotes::Comment => {
+            out.extend(value.iter().map(|&byte| if byte == b'\n' { b' ' } else { byte }))
+        }
     }
 }
 

@@ -157,8 +157,9 @@ fn elsewhere(given: &str) -> Option<&'static str> {
             "say it where results are collected: widemap results JOB --output FILE"
         }
         "--receipt" => "widemap map --coordinator HOST --receipt FILE hands in and collects in one",
-        "--dry-run" | "--dryrun" => "widemap map --dry-run prints the commands",
-        "--explain-every" => "widemap explain JOB says what it waits for",
+        "--explain-every" => {
+            "say it where results are waited for: widemap results JOB --explain-every TIME"
+        }
         _ => return None,
     })
 }

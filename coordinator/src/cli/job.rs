@@ -238,7 +238,12 @@ fn shell_line(argv: &[Vec<u8>], syntax: Syntax<'_>) -> Result<Vec<Template>, Map
     match argv {
         // Each item is a line.
         [] => templates.push(Template::parse(syntax.item, syntax)),
-        [line] => templates.extend(Template::shell_line(line, syntax)),
+        [line] => {
+            let line = Template::shell_line(line, syntax);
+            let refused =
+                |error| flag("--shell", format!("{error}: leave the quotes of its end away"));
+            templates.extend(line.map_err(refused)?);
+        }
         _ => return Err(flag("--shell", "the command line is one word: put it in quotes")),
     }
     Ok(templates)

@@ -63,7 +63,7 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
                 has_places: !status.output.unordered && !status.output.tag,
                 quiet,
                 progress: !quiet && !args.no_progress,
-                explain_every: None,
+                explain_every: args.explain_every,
                 suffix: args.user.coordinator.suffix(),
             })?;
             let owner = Owner::Results;

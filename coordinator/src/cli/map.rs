@@ -16,7 +16,7 @@ use super::job::Typed;
 use super::options::{JobArgs, MapArgs, RecordArgs};
 use super::place::{self, Sources, Whereabouts};
 use super::settings::Settings;
-use super::{complain, coordinator, dry_run, job, print_config, rerun};
+use super::{complain, coordinator, dry_run, job, rerun};
 use crate::client::{self, Coordinator};
 use crate::data::{Artifacts, CommandShown, Recording, Source};
 use crate::driver::{self, Ending, JournalPlan, Outcome, Plan, Results};
@@ -129,16 +129,12 @@ pub(super) fn status(outcome: &Outcome) -> u8 {
 fn errand(args: MapArgs, lists: Vec<List>, check: &Check<'_>) -> Result<Errand, MapError> {
     let config = Config::find()?;
     logging::start(&args.log, &config)?;
-    if args.print_config {
-        print_config::print(&args, &config);
-        return Ok(Errand::Nothing);
-    }
     let settings = Settings::find(&args, &config)?;
     let Typed { submission, source, artifacts, files_are_here } =
         job::submission(&args.job, lists, settings.max_output, args.records.is_any())?;
     distinct(&args)?;
     check(&submission)?;
-    if args.dry_run {
+    if args.job.dry_run {
         dry_run::run(&args.job, &submission.spec, source)?;
         return Ok(Errand::Nothing);
     }

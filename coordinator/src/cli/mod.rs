@@ -106,6 +106,9 @@ pub(crate) fn run(argv: &[OsString]) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };
+    if let Some(said) = cli.command.as_ref().and_then(print_config::asked) {
+        return print_config::run(&said);
+    }
     match cli.command {
         Some(Command::Map(args)) => map::run(*args, &words, lists),
         Some(Command::Repair(args)) => repair::run(*args, &lists),

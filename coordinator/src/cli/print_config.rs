@@ -1,12 +1,105 @@
 //! `--print-config`: what holds of all that flags, variables and the configuration file can say, and where it
 //! was said.
 
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
 use widemap_cluster::config::Config;
 use widemap_common::limits::{MAX_OUTPUT_BYTES, WAIT_WORKERS_S};
 
-use super::options::{MapArgs, Wait};
+use super::options::{
+    CoordinatorArgs, JobArgs, LogArgs, MapArgs, PlaceArgs, TrustArgs, UserArgs, Wait,
+};
 use super::place::variable;
-use crate::say;
+use super::{Command, complain};
+use crate::error::MapError;
+use crate::{exit, say};
+
+/// What a command says of what can be configured. What it does not look at is none of it.
+pub(super) struct Said<'a> {
+    log: &'a LogArgs,
+    log_default: &'static str,
+    trust: &'a TrustArgs,
+    no_mdns: bool,
+    mdns_interface: &'a [String],
+    place: Option<&'a PlaceArgs>,
+    coordinator: Option<&'a CoordinatorArgs>,
+    /// Of those that have it.
+    jobs: Option<Option<u32>>,
+    wait_workers: Option<Option<Wait>>,
+    max_output: Option<Option<u64>>,
+}
+
+impl<'a> Said<'a> {
+    fn of_place(place: &'a PlaceArgs, log: &'a LogArgs) -> Self {
+        Self {
+            log,
+            log_default: "warn",
+            trust: &place.trust,
+            no_mdns: place.no_mdns,
+            mdns_interface: &place.mdns_interface,
+            place: Some(place),
+            coordinator: None,
+            jobs: None,
+            wait_workers: None,
+            max_output: None,
+        }
+    }
+
+    fn of_map(map: &'a MapArgs) -> Self {
+        Self {
+            coordinator: Some(&map.coordinator),
+            jobs: Some(map.jobs),
+            wait_workers: Some(map.wait_workers),
+            max_output: Some(map.job.max_output),
+            ..Self::of_place(&map.place, &map.log)
+        }
+    }
+
+    fn of_user(user: &'a UserArgs, job: Option<&JobArgs>) -> Self {
+        Self {
+            log: &user.log,
+            log_default: "warn",
+            trust: &user.trust,
+            no_mdns: user.no_mdns,
+            mdns_interface: &user.mdns_interface,
+            place: None,
+            coordinator: Some(&user.coordinator),
+            jobs: None,
+            wait_workers: None,
+            max_output: job.map(|job| job.max_output),
+        }
+    }
+}
+
+/// What a command says, if it is asked for that.
+pub(super) fn asked(command: &Command) -> Option<Said<'_>> {
+    let said = match command {
+        Command::Map(args) => Said::of_map(args),
+        Command::Repair(args) => Said::of_map(&args.map),
+        Command::Submit(args) => Said::of_user(&args.user, Some(&args.job)),
+        Command::Serve(args) => {
+            let place = Said::of_place(&args.place, &args.log);
+            Said { jobs: Some(args.jobs), log_default: "info", ..place }
+        }
+        Command::Jobs(args) => match &args.command {
+            Some(super::options::JobsCommand::Prune(args)) => Said::of_user(&args.user, None),
+            None => Said::of_user(&args.user, None),
+        },
+        Command::Status(args) => Said::of_user(&args.user, None),
+        Command::Results(args) => Said::of_user(&args.user, None),
+        Command::Cancel(args) | Command::Pause(args) | Command::Unpause(args) => {
+            Said::of_user(&args.user, None)
+        }
+        Command::Explain(args) => Said::of_user(&args.user, None),
+        Command::Workers(args) => {
+            Said { coordinator: Some(&args.coordinator), ..Said::of_place(&args.place, &args.log) }
+        }
+        Command::Doctor(args) => Said::of_place(&args.place, &args.log),
+        Command::Key(_) | Command::Journal(_) | Command::Manual { .. } => return None,
+    };
+    said.log.print_config.then_some(said)
+}
 
 /// One key.
 struct Key {
@@ -22,9 +115,22 @@ struct Key {
 /// Where something was said, the highest first.
 const LEVELS: usize = 3;
 
-/// Prints it, a line each.
-pub(super) fn print(args: &MapArgs, config: &Config) {
-    let keys = keys(args, config);
+/// Prints what holds, a line each.
+pub(super) fn run(said: &Said<'_>) -> ExitCode {
+    match Config::find().map_err(MapError::from) {
+        Ok(config) => {
+            print(said, &config);
+            ExitCode::from(exit::OK)
+        }
+        Err(error) => {
+            complain(&error, error.hint());
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn print(said: &Said<'_>, config: &Config) {
+    let keys = keys(said, config);
     let said = |key: &Key| -> [Option<(String, String)>; LEVELS] {
         let file = config.path.as_ref().map(|path| path.display().to_string());
         [
@@ -63,37 +169,73 @@ pub(super) fn print(args: &MapArgs, config: &Config) {
     }
 }
 
-fn keys(args: &MapArgs, config: &Config) -> Vec<Key> {
-    let place = &args.place;
-    let trust = &place.trust;
-    let path = |path: &std::path::PathBuf| quoted(&path.display().to_string());
-    let key = |name, flag, variable, file, default: &str| Key {
-        name,
-        is_place: false,
-        flag,
-        variable,
-        file,
-        default: default.to_owned(),
-    };
+fn keys(said: &Said<'_>, config: &Config) -> Vec<Key> {
+    let mut keys = Vec::new();
+    if let Some(place) = said.place {
+        keys.extend(place_keys(place, config));
+    }
+    if let Some(named) = said.coordinator {
+        keys.push(Key {
+            is_place: true,
+            ..key(
+                "coordinator",
+                ("--coordinator", shown(&named.coordinator)),
+                "WIDEMAP_COORDINATOR",
+                shown(&config.coordinator),
+                match said.place {
+                    Some(_) => "none is named",
+                    None => "the one that is announced by mDNS",
+                },
+            )
+        });
+    }
+    keys.extend(network_keys(said, config));
+    if let Some(jobs) = said.jobs {
+        keys.push(key(
+            "jobs",
+            ("-j", jobs.map(|n| n.to_string())),
+            "WIDEMAP_JOBS",
+            config.jobs.map(|n| n.to_string()),
+            "all slots of each worker",
+        ));
+    }
+    if let Some(time) = said.wait_workers {
+        let wait = |wait: Wait| match wait {
+            Wait::Forever => quoted("never"),
+            Wait::For(time) => quoted(&format!("{time:?}")),
+        };
+        keys.push(key(
+            "wait-workers",
+            ("--wait-workers", time.map(wait)),
+            "WIDEMAP_WAIT_WORKERS",
+            shown(&config.wait_workers),
+            &format!("{WAIT_WORKERS_S}s"),
+        ));
+    }
+    if let Some(bytes) = said.max_output {
+        keys.push(key(
+            "max-output",
+            ("--max-output", bytes.map(|n| n.to_string())),
+            "WIDEMAP_MAX_OUTPUT",
+            shown(&config.max_output),
+            &MAX_OUTPUT_BYTES.to_string(),
+        ));
+    }
+    keys.extend(log_keys(said, config));
+    keys
+}
+
+/// Where workers are.
+fn place_keys(place: &PlaceArgs, config: &Config) -> [Key; 4] {
     let place_key = |name, flag, variable, file, default: &str| Key {
         is_place: true,
         ..key(name, flag, variable, file, default)
     };
     let dns: Vec<_> = place.dns.iter().map(|(host, port)| format!("{host}:{port}")).collect();
-    let files = |files: &[std::path::PathBuf]| {
+    let files = |files: &[PathBuf]| {
         list(&files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>())
     };
-    let mdns = match (place.mdns, place.no_mdns) {
-        (true, _) => Some("true".to_owned()),
-        (_, true) => Some("false".to_owned()),
-        _ => None,
-    };
-    let wait = |wait: Wait| match wait {
-        Wait::Forever => quoted("never"),
-        Wait::For(time) => quoted(&format!("{time:?}")),
-    };
-    let shown = |text: &Option<String>| text.as_deref().map(quoted);
-    vec![
+    [
         place_key(
             "workers",
             ("--worker", list(&place.worker)),
@@ -116,88 +258,101 @@ fn keys(args: &MapArgs, config: &Config) -> Vec<Key> {
             config.local.map(|n| n.to_string()),
             "as many slots as cores, where no place is named and there is no key",
         ),
-        place_key(
-            "coordinator",
-            ("--coordinator", shown(&args.coordinator.coordinator)),
-            "WIDEMAP_COORDINATOR",
-            shown(&config.coordinator),
-            "none is named",
-        ),
+    ]
+}
+
+/// How others are found, and how this side is proved to them.
+fn network_keys(said: &Said<'_>, config: &Config) -> [Key; 6] {
+    let path = |path: &Option<PathBuf>| path.as_deref().map(in_toml);
+    let is_said = said.place.is_some_and(|place| place.mdns);
+    let mdns = match (is_said, said.no_mdns) {
+        (true, _) => Some("true".to_owned()),
+        (_, true) => Some("false".to_owned()),
+        _ => None,
+    };
+    [
         key(
             "mdns",
-            (if place.no_mdns { "--no-mdns" } else { "--mdns" }, mdns),
+            (if said.no_mdns { "--no-mdns" } else { "--mdns" }, mdns),
             "",
             config.mdns.map(|is| is.to_string()),
             "where there is a key and no place is named",
         ),
         key(
             "mdns-interface",
-            ("--mdns-interface", list(&place.mdns_interface)),
+            ("--mdns-interface", list(said.mdns_interface)),
             "WIDEMAP_MDNS_INTERFACE",
             list(&config.mdns_interface),
             "all",
         ),
         key(
             "key",
-            ("--key", trust.key.as_ref().map(path)),
+            ("--key", path(&said.trust.key)),
             "WIDEMAP_KEY",
-            config.key.as_ref().map(path),
+            path(&config.key),
             "~/.config/widemap/key, else /etc/widemap/key",
         ),
         key(
             "tls-cert",
-            ("--tls-cert", trust.tls_cert.as_ref().map(path)),
+            ("--tls-cert", path(&said.trust.tls_cert)),
             "WIDEMAP_TLS_CERT",
-            config.tls_cert.as_ref().map(path),
+            path(&config.tls_cert),
             "made from the key",
         ),
         key(
             "tls-key",
-            ("--tls-key", trust.tls_key.as_ref().map(path)),
+            ("--tls-key", path(&said.trust.tls_key)),
             "WIDEMAP_TLS_KEY",
-            config.tls_key.as_ref().map(path),
+            path(&config.tls_key),
             "made from the key",
         ),
         key(
             "tls-ca",
-            ("--tls-ca", trust.tls_ca.as_ref().map(path)),
+            ("--tls-ca", path(&said.trust.tls_ca)),
             "WIDEMAP_TLS_CA",
-            config.tls_ca.as_ref().map(path),
+            path(&config.tls_ca),
             "made from the key",
         ),
+    ]
+}
+
+fn log_keys(said: &Said<'_>, config: &Config) -> [Key; 2] {
+    let log = said.log;
+    let form = log.log_format.map(|form| quoted(&format!("{form:?}").to_lowercase()));
+    [
         key(
-            "jobs",
-            ("-j", args.jobs.map(|n| n.to_string())),
-            "WIDEMAP_JOBS",
-            config.jobs.map(|n| n.to_string()),
-            "all slots of each worker",
+            "log",
+            ("--log or WIDEMAP_LOG", shown(&log.log)),
+            "",
+            shown(&config.log),
+            said.log_default,
         ),
-        key(
-            "wait-workers",
-            ("--wait-workers", args.wait_workers.map(wait)),
-            "WIDEMAP_WAIT_WORKERS",
-            shown(&config.wait_workers),
-            &format!("{WAIT_WORKERS_S}s"),
-        ),
-        key(
-            "max-output",
-            ("--max-output", args.job.max_output.map(|n| n.to_string())),
-            "WIDEMAP_MAX_OUTPUT",
-            shown(&config.max_output),
-            &MAX_OUTPUT_BYTES.to_string(),
-        ),
-        key("log", ("--log or WIDEMAP_LOG", shown(&args.log.log)), "", shown(&config.log), "warn"),
         key(
             "log-format",
-            (
-                "--log-format or WIDEMAP_LOG_FORMAT",
-                args.log.log_format.map(|form| quoted(&format!("{form:?}").to_lowercase())),
-            ),
+            ("--log-format or WIDEMAP_LOG_FORMAT", form),
             "",
             shown(&config.log_format),
             "text",
         ),
     ]
+}
+
+fn key(
+    name: &'static str,
+    flag: (&'static str, Option<String>),
+    variable: &'static str,
+    file: Option<String>,
+    default: &str,
+) -> Key {
+    Key { name, is_place: false, flag, variable, file, default: default.to_owned() }
+}
+
+fn shown(text: &Option<String>) -> Option<String> {
+    text.as_deref().map(quoted)
+}
+
+fn in_toml(path: &Path) -> String {
+    quoted(&path.display().to_string())
 }
 
 fn list(names: &[String]) -> Option<String> {

@@ -131,7 +131,11 @@ fn refuse(
         (job.from_failures.is_some(), "--from-failures", "the items are those that failed"),
         (map.output.is_some(), "--output", "the output is repaired where it lies"),
         (map.failures.is_some(), "--failures", "what fails again stays in the file that was named"),
-        (map.dry_run, "--dry-run", "map --dry-run --from-failures FAILURES prints the commands"),
+        (
+            map.job.dry_run,
+            "--dry-run",
+            "map --dry-run --from-failures FAILURES prints the commands",
+        ),
     ];
     let said = said.into_iter().find(|(is, ..)| *is);
     said.map_or(Ok(()), |(_, flag, why)| Err(bad(format!("{flag} is not for repair: {why}"))))

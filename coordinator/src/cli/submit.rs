@@ -8,7 +8,7 @@ use super::argv::List;
 use super::job::Typed;
 use super::options::SubmitArgs;
 use super::settings::max_output;
-use super::{complain, coordinator, job};
+use super::{complain, coordinator, dry_run, job};
 use crate::error::MapError;
 use crate::{exit, logging, say};
 
@@ -29,6 +29,9 @@ fn submit(args: &SubmitArgs, lists: Vec<List>) -> Result<(), MapError> {
     let max_output = max_output(args.job.max_output, &config)?;
     let Typed { submission, source, artifacts, .. } =
         job::submission(&args.job, lists, max_output, args.keep_records)?;
+    if args.job.dry_run {
+        return dry_run::run(&args.job, &submission.spec, source);
+    }
     let submitted = super::block_on(async {
         let coordinator = coordinator::find(&args.user, &config).await?;
         coordinator.submit(submission, source, artifacts).await.map_err(MapError::from)

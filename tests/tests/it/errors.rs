@@ -38,7 +38,16 @@ fn a_command_that_does_not_exist_is_said_before_anything_runs() {
         &["-S is an option of GNU parallel (--sshlogin)", "--worker HOST"],
     );
     fails(&["submit", "--joblog", "l", "cat"], 2, &["--joblog is not said", "--keep-records"]);
-    fails(&["submit", "--dry-run", "cat"], 2, &["widemap map --dry-run"]);
+    fails(
+        &["submit", "--explain-every", "1s", "cat"],
+        2,
+        &["--explain-every is not said", "widemap results JOB --explain-every TIME"],
+    );
+    fails(
+        &["map", "--shell", "cat <<'EOF'\n{}\nEOF\n", ":::", "a"],
+        2,
+        &["here-document whose end is quoted", "leave the quotes of its end away"],
+    );
     fails(&["map", "--joblog", "l", "--resume", "cat"], 2, &["--joblog does not", "--journal DIR"]);
     fails(&["map", "--builtin", "cube"], 2, &["cube", "square"]);
 }

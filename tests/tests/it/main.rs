@@ -34,6 +34,7 @@ mod python;
 mod readers;
 mod readme;
 mod results;
+mod resumed;
 mod role;
 mod service;
 mod simulation;

@@ -220,6 +220,17 @@ fn a_dry_run_prints_commands_that_do_what_it_would() {
     assert_eq!(done.exits(0).text(), "wc -c < 'a b.c' > 'a b.n'\n");
     let done = place.widemap("map", &["--dry-run", "--pipe", "--", "grep", "a b"], "x\n");
     assert_eq!(done.exits(0).text(), "grep 'a b'\n");
+    // Where it is to run does not matter, and nobody there is asked.
+    for words in [
+        &["submit", "--dry-run", "--name", "n"][..],
+        &["submit", "--coordinator", "127.0.0.1:9", "--dry-run"],
+        &["map", "--coordinator", "127.0.0.1:9", "--dry-run"],
+        &["map", "--journal", "j", "--dry-run"],
+    ] {
+        let command = [&words[1..], &["echo", "{}.x", ":::", "a b"]].concat();
+        assert_eq!(place.widemap(words[0], &command, "").exits(0).text(), "echo 'a b.x'\n");
+    }
+    assert!(!place.path("j").exists());
 }
 
 #[test]
@@ -232,7 +243,11 @@ fn it_says_which_item_the_output_waits_for() {
         assert!(said.is_some_and(|line| line.contains("(w")), "{}", done.stderr);
         if place.coordinator.is_none() {
             assert!(said.unwrap().contains("the output waits for item 1 `1.5`"), "{}", done.stderr);
+            continue;
         }
+        let id = place.widemap("submit", &words[2..], "").exits(0).text().trim().to_owned();
+        let done = place.widemap("results", &[&words[..2], &[&*id]].concat(), "").exits(0);
+        assert!(done.stderr.contains("has been running for"), "{}", done.stderr);
     }
 }
 
@@ -406,6 +421,31 @@ fn what_holds_is_told_with_where_it_was_said() {
         told.contains(&format!("#   not [\"ann\"], of {path}: a place is named above it")),
         "{told}"
     );
+    // Each command says what it looks at.
+    std::fs::write(&file, "coordinator = 'ann'\njobs = 3\nlog = 'info'\n").unwrap();
+    for (command, holds, leaves_out) in [
+        (
+            &["submit", "--max-output", "7"][..],
+            &["coordinator = \"ann\"", "max-output = 7"][..],
+            "jobs",
+        ),
+        (&["jobs", "--no-mdns"], &["coordinator = \"ann\"", "mdns = false  # --no-mdns"], "jobs"),
+        (&["results", "3"], &["coordinator = \"ann\"", "log = \"info\""], "max-output"),
+        (&["serve", "-j2"], &["jobs = 2  # -j", "# workers: none is named"], "coordinator"),
+        (&["workers"], &["coordinator = \"ann\"", "# workers: none is named"], "jobs"),
+        (&["doctor", "--worker", "bob"], &["workers = [\"bob\"]  # --worker"], "jobs"),
+    ] {
+        let mut widemap = widemap(&[command, &["--print-config"]].concat());
+        widemap.env("XDG_CONFIG_HOME", directory.path());
+        let told = run(widemap, b"").exits(0).text().to_owned();
+        for line in holds {
+            assert!(told.lines().any(|other| other.starts_with(line)), "{line}: {told}");
+        }
+        let is_left_out = |line: &str| {
+            !line.contains(&format!("{leaves_out} =")) && !line.contains(&format!("{leaves_out}:"))
+        };
+        assert!(told.lines().all(is_left_out), "{command:?}: {told}");
+    }
     std::fs::write(&file, "jbos = 3\n").unwrap();
     let mut map = widemap(&["map", "echo", ":::", "a"]);
     map.env("XDG_CONFIG_HOME", directory.path());

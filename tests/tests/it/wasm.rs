@@ -155,6 +155,24 @@ fn blocks_go_through_a_module_wherever_it_runs() {
 }
 
 #[test]
+fn a_status_of_a_module_counts_as_success_where_that_is_said() {
+    let moods = Module::new(MOODS);
+    let options = ["--format", "json", "--block", "2", "--retries", "0"];
+    let said = [&options[..], &["--ok-exit", "0,7"]].concat();
+    let done = moods.map(&said, "a\nx\n").exits(0);
+    let lines: Vec<serde_json::Value> =
+        done.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&lines[1]["status"], &lines[1]["exit"]), (&"ok".into(), &7.into()));
+    assert_eq!(
+        moods.map(&["--block", "2", "--ok-exit", "0,7"], "a\nx\nb\n").exits(0).text(),
+        "a\nb\n"
+    );
+    // And only where it is: 0 is not among these.
+    let done = moods.map(&[&options[..], &["--ok-exit", "7"]].concat(), "a\nx\n").exits(1);
+    assert_eq!(outcomes(&done)[0], ("error".to_owned(), "exited with status 0".to_owned()));
+}
+
+#[test]
 fn a_block_that_fails_fails_alone_and_its_worker_is_as_it_was() {
     let moods = Module::new(MOODS);
     let ann = WorkerProcess::start("ann", 2);

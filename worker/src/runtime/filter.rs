@@ -5,7 +5,9 @@
 //! input ends with the group, so that the end of its output proves how many lines it has; and groups are
 //! halved until the item stands alone that is answered otherwise.
 
+mod costs;
 mod judge;
+mod pass;
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -17,6 +19,8 @@ use widemap_common::framing::Framing;
 use widemap_common::ids::ItemRange;
 use widemap_common::limits::FILTER_GROUP_BYTES;
 
+use self::costs::Costs;
+use self::pass::Pass;
 use super::exec::begin_request;
 use super::live::{Kept, Live, Parting, Wish};
 use super::process::Outcome;
@@ -50,9 +54,8 @@ pub(crate) struct FilterManner {
     prompt: AtomicBool,
     /// Chunks that were right.
     proved: AtomicU32,
-    /// The fewest items of a chunk that had a process of its own, and the microseconds that such a chunk
-    /// takes: about what it takes to start one.
-    smallest: Mutex<Option<(u32, u64)>>,
+    /// What chunks take that have a process of their own.
+    costs: Mutex<Costs>,
 }
 
 /// Items that run together.
@@ -118,6 +121,7 @@ pub(super) fn run(
         separator,
         is_reused: false,
         is_silenced: false,
+        is_waiting: false,
     };
     while let Some(step) = steps.pop() {
         let began = Instant::now();
@@ -181,24 +185,8 @@ struct Filter<'a, 'b> {
     is_reused: bool,
     /// Whether its input was closed because it was silent.
     is_silenced: bool,
-}
-
-/// How far a group is.
-struct Pass {
-    /// Where its output begins.
-    start: u64,
-    lines: u64,
-    /// Bytes of the line that has begun.
-    open_bytes: u64,
-    began: Instant,
-    /// When the last line has ended.
-    line_at: Instant,
-    /// When anything last moved.
-    moved_at: Instant,
-    /// The item that first wrote on standard error.
-    stderr_at: Option<u64>,
-    /// Until when the output is read of a process that has ended, where a child of it holds that open.
-    read_until: Option<Instant>,
+    /// Whether that of the last group was closed because it waited for more.
+    is_waiting: bool,
 }
 
 impl Filter<'_, '_> {
@@ -233,23 +221,18 @@ impl Filter<'_, '_> {
                 Err(outcome) => return Ok(Verdict::Died(0, outcome)),
             },
         };
-        let now = Instant::now();
-        let mut pass = Pass {
-            start: self.attempt.output.position(),
-            lines: 0,
-            open_bytes: 0,
-            began: now,
-            line_at: now,
-            moved_at: now,
-            stderr_at: None,
-            read_until: None,
-        };
+        let mut pass = Pass::begin(self.attempt.output.position());
+        self.is_waiting = false;
         let verdict = self.carry(group, &mut live, &mut pass, group_once)?;
         if let Some(index) = pass.stderr_at {
             let index = u32::try_from(index).unwrap_or(u32::MAX).min(group.items - 1);
             self.attempt.results.stderr(group.first + index, &mut self.bench.tail);
         }
         let is_right = matches!(verdict, Verdict::Right);
+        if is_right && std::mem::take(&mut self.is_waiting) {
+            // Its answers were there, and came only when its input was over.
+            self.note_held_back();
+        }
         if is_right && live.takes_input() && live.ended().is_none() {
             self.manner.prompt.store(true, Ordering::Relaxed);
             self.manner.proved.fetch_add(1, Ordering::Relaxed);
@@ -310,7 +293,7 @@ impl Filter<'_, '_> {
             let read = if is_full { 0 } else { self.take(live, pass) };
             let now = Instant::now();
             if is_fresh || read > 0 {
-                pass.moved_at = now;
+                pass.moved(now);
             }
             let in_turn = pass.lines.min(items - 1);
             self.bench
@@ -350,6 +333,20 @@ impl Filter<'_, '_> {
                 });
             }
             let is_due = is_fed && !is_full && (is_open || is_whole);
+            let look_at = pass.look_at().filter(|_| is_due && is_open && !is_whole);
+            if look_at.is_some_and(|at| at <= now) {
+                pass.looked();
+                if self.waits_for_input(live)? {
+                    // What it had printed before is there.
+                    if self.take(live, pass) > 0 {
+                        pass.moved(Instant::now());
+                    } else {
+                        live.close_stdin();
+                        self.is_waiting = true;
+                    }
+                }
+                continue;
+            }
             let silent_at = self.silent_at(pass, is_open).filter(|_| is_due);
             if silent_at.is_some_and(|at| at <= now) {
                 if !is_open {
@@ -370,7 +367,7 @@ impl Filter<'_, '_> {
                 )?;
                 continue;
             }
-            let until = [late_at, silent_at, pass.read_until].into_iter().flatten().min();
+            let until = [late_at, silent_at, look_at, pass.read_until].into_iter().flatten().min();
             self.wait(live, Wish { write: !is_fed, read: !is_full, until })?;
         }
     }
@@ -478,6 +475,10 @@ impl Filter<'_, '_> {
             self.bench.control.wait(None);
         }
         Progress::Finished
+    }
+
+    fn waits_for_input(&mut self, live: &mut Live) -> Result<bool, SpawnerGone> {
+        live.waits_for_input(self.bench.channel.as_mut().ok_or(SpawnerGone)?)
     }
 
     fn wait(&mut self, live: &mut Live, wish: Wish) -> Result<(), SpawnerGone> {

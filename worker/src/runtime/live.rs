@@ -100,6 +100,20 @@ impl Live {
         self.stdin.is_some()
     }
 
+    /// Whether it is known to wait for more input, so that nothing comes of what it was given unless more
+    /// is, or none is any more.
+    pub(super) fn waits_for_input(
+        &mut self,
+        channel: &mut SlotChannel,
+    ) -> Result<bool, SpawnerGone> {
+        if self.ended.is_some() {
+            return Ok(false);
+        }
+        let (waits, ended) = channel.looks_for_input()?;
+        self.ended = ended;
+        Ok(waits)
+    }
+
     /// Whether nothing more can come of it.
     pub(super) fn is_silent(&self) -> bool {
         self.stdout.is_none()

@@ -1,19 +1,23 @@
 //! What a slot and the spawner say to each other over their socket: a request in one piece with the
-//! process's files beside it, and replies of eight bytes.
+//! process's files beside it, and answers of eight bytes.
 
 use std::num::{NonZeroU32, NonZeroU64};
 
 use rustix::io::Errno;
 use widemap_common::spec::Limits;
 
-/// The length of each reply.
-pub(super) const REPLY_BYTES: usize = 8;
+/// The length of each answer.
+pub(super) const ANSWER_BYTES: usize = 8;
 
 /// The kind of a request and the length of its body.
 pub(super) const HEADER_BYTES: usize = 5;
 
 const SPAWN: u8 = 1;
 const SIGNAL: u8 = 2;
+const LOOK: u8 = 3;
+
+/// The request to look at the slot's process.
+pub(super) const LOOK_REQUEST: [u8; HEADER_BYTES] = [LOOK, 0, 0, 0, 0];
 
 const CLEAR_ENVIRONMENT: u8 = 1;
 const HAS_STDIN: u8 = 2;
@@ -118,6 +122,7 @@ pub(super) fn signal_request(signal: i32) -> [u8; HEADER_BYTES + 4] {
 pub(super) enum Request<'a> {
     Spawn { clear_environment: bool, stdin: bool, fields: Fields<'a> },
     Signal(i32),
+    Look,
 }
 
 /// Reads the first request of `bytes`, and tells how long it is. Nothing if it is not whole yet.
@@ -125,14 +130,19 @@ pub(super) fn read_request(bytes: &[u8]) -> Option<(Request<'_>, usize)> {
     let (header, rest) = bytes.split_at_checked(HEADER_BYTES)?;
     let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
     let body = rest.get(..length)?;
-    let request = if header[0] == SIGNAL {
-        Request::Signal(i32::from_le_bytes(body.try_into().expect("a signal has four bytes")))
-    } else {
-        let (flags, fields) = body.split_first().expect("a request to spawn begins with its flags");
-        Request::Spawn {
-            clear_environment: flags & CLEAR_ENVIRONMENT != 0,
-            stdin: flags & HAS_STDIN != 0,
-            fields: Fields { bytes: fields },
+    let request = match header[0] {
+        SIGNAL => {
+            Request::Signal(i32::from_le_bytes(body.try_into().expect("a signal has four bytes")))
+        }
+        LOOK => Request::Look,
+        _ => {
+            let (flags, fields) =
+                body.split_first().expect("a request to spawn begins with its flags");
+            Request::Spawn {
+                clear_environment: flags & CLEAR_ENVIRONMENT != 0,
+                stdin: flags & HAS_STDIN != 0,
+                fields: Fields { bytes: fields },
+            }
         }
     };
     Some((request, HEADER_BYTES + length))
@@ -189,6 +199,33 @@ fn limits(value: &[u8]) -> Limits {
     }
 }
 
+/// What the spawner says to a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Answer {
+    /// To a request to spawn, sooner or later.
+    Ended(Reply),
+    /// To a request to look, at once: whether the process waits for input.
+    Looked(bool),
+}
+
+const LOOKED: u8 = 4;
+
+impl Answer {
+    pub(super) fn to_bytes(self) -> [u8; ANSWER_BYTES] {
+        match self {
+            Self::Ended(reply) => reply.to_bytes(),
+            Self::Looked(waits) => [LOOKED, u8::from(waits), 0, 0, 0, 0, 0, 0],
+        }
+    }
+
+    pub(super) fn from_bytes(bytes: [u8; ANSWER_BYTES]) -> Self {
+        match bytes[0] {
+            LOOKED => Self::Looked(bytes[1] != 0),
+            _ => Self::Ended(Reply::from_bytes(bytes)),
+        }
+    }
+}
+
 /// What became of a process that was to be started. Each request to spawn has exactly one reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reply {
@@ -201,7 +238,7 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    pub(super) fn to_bytes(self) -> [u8; REPLY_BYTES] {
+    fn to_bytes(self) -> [u8; ANSWER_BYTES] {
         let (kind, group_left, value) = match self {
             Self::Failed(errno) => (1, false, errno.raw_os_error()),
             Self::Exited { status, group_left, .. } => (2, group_left, status),
@@ -218,7 +255,7 @@ impl Reply {
         [kind, u8::from(group_left), u8::from(out_of_memory), 0, v0, v1, v2, v3]
     }
 
-    pub(super) fn from_bytes(bytes: [u8; REPLY_BYTES]) -> Self {
+    fn from_bytes(bytes: [u8; ANSWER_BYTES]) -> Self {
         let value = i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
         let (group_left, out_of_memory) = (bytes[1] != 0, bytes[2] != 0);
         match bytes[0] {
@@ -272,14 +309,20 @@ mod tests {
     }
 
     #[test]
-    fn replies_survive_the_way() {
+    fn answers_survive_the_way() {
+        assert!(matches!(read_request(&LOOK_REQUEST), Some((Request::Look, HEADER_BYTES))));
+        for waits in [true, false] {
+            let looked = Answer::Looked(waits);
+            assert_eq!(Answer::from_bytes(looked.to_bytes()), looked);
+        }
         for reply in [
             Reply::Failed(Errno::NOENT),
             Reply::Exited { status: 3, group_left: false, out_of_memory: false },
             Reply::Killed { signal: 9, group_left: true, out_of_memory: false },
             Reply::Killed { signal: 9, group_left: false, out_of_memory: true },
         ] {
-            assert_eq!(Reply::from_bytes(reply.to_bytes()), reply);
+            let ended = Answer::Ended(reply);
+            assert_eq!(Answer::from_bytes(ended.to_bytes()), ended);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod cgroup;
 mod descendants;
+mod look;
 mod message;
 mod process;
 mod run_as;
@@ -29,6 +30,7 @@ use cgroup::{Directories, Groups, SlotGroup};
 use steward::{Beginning, StewardEnds};
 
 pub use cgroup::{Cgroup, CgroupError};
+use message::Answer;
 pub(crate) use message::{Reply, SpawnRequest};
 pub use run_as::{RunAs, RunAsError, Step};
 pub(crate) use steward::Steward;
@@ -269,9 +271,31 @@ impl SlotChannel {
 
     /// Reads the reply to a request to spawn; it is there when the socket is readable.
     pub(crate) fn reply(&mut self) -> Result<Reply, SpawnerGone> {
-        let mut bytes = [0; message::REPLY_BYTES];
+        loop {
+            // Looks have their answers before anything else is asked.
+            if let Answer::Ended(reply) = self.answer()? {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Whether the slot's process is known to wait for something to read on its standard input, and to
+    /// do nothing else meanwhile; and how it has ended, if that comes first.
+    pub(crate) fn looks_for_input(&mut self) -> Result<(bool, Option<Reply>), SpawnerGone> {
+        self.socket.write_all(&message::LOOK_REQUEST).map_err(|_| SpawnerGone)?;
+        let mut ended = None;
+        loop {
+            match self.answer()? {
+                Answer::Looked(waits) => return Ok((waits, ended)),
+                Answer::Ended(reply) => ended = Some(reply),
+            }
+        }
+    }
+
+    fn answer(&mut self) -> Result<Answer, SpawnerGone> {
+        let mut bytes = [0; message::ANSWER_BYTES];
         self.socket.read_exact(&mut bytes).map_err(|_| SpawnerGone)?;
-        Ok(Reply::from_bytes(bytes))
+        Ok(Answer::from_bytes(bytes))
     }
 }
 

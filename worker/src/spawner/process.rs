@@ -23,8 +23,8 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use widemap_common::spec::Limits;
 
 use super::cgroup::SlotGroup;
-use super::descendants;
-use super::message::{Field, Fields, Reply, Request, read_request};
+use super::message::{Answer, Field, Fields, Reply, Request, read_request};
+use super::{descendants, look};
 
 /// What is read from a slot's socket at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -172,6 +172,11 @@ impl SpawnerLoop {
                     if let Some(signal) = Signal::from_named_raw(raw) {
                         self.slots[index].signal(signal);
                     }
+                }
+                Request::Look => {
+                    let slot = &self.slots[index];
+                    let leader = slot.group.filter(|group| self.leaders.contains_key(group));
+                    slot.answer(Answer::Looked(leader.is_some_and(look::waits_for_input)));
                 }
             }
             rest = &rest[length..];
@@ -368,10 +373,14 @@ impl Slot {
         }
     }
 
-    fn reply(&mut self, reply: Reply) {
+    fn reply(&self, reply: Reply) {
+        self.answer(Answer::Ended(reply));
+    }
+
+    fn answer(&self, answer: Answer) {
         if let Some(mut socket) = self.socket.as_ref() {
             // A worker that is gone is noticed by its closed socket.
-            let _ = socket.write_all(&reply.to_bytes());
+            let _ = socket.write_all(&answer.to_bytes());
         }
     }
 }

@@ -136,6 +136,10 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub(crate) canary: Option<NonZeroU64>,
 
+    /// Print the commands, quoted, one a line, and run nothing
+    #[arg(long, help_heading = HOW, alias = "dryrun")]
+    pub(crate) dry_run: bool,
+
     /// End an item (with --pipe: a block) that takes longer
     #[arg(long, value_name = "TIME", value_parser = parse_timeout, help_heading = HOW)]
     pub(crate) timeout: Option<Duration>,

@@ -91,18 +91,10 @@ pub(crate) struct MapArgs {
     #[command(flatten)]
     pub(crate) records: RecordArgs,
 
-    /// Print the commands, quoted, one a line, and run nothing
-    #[arg(long, help_heading = HOW, alias = "dryrun", conflicts_with_all = ["journal", "coordinator"])]
-    pub(crate) dry_run: bool,
-
     /// Say so often which item the output waits for
     #[arg(long, value_name = "TIME", value_parser = parse_every, help_heading = HOW)]
     #[arg(hide_short_help = true)]
     pub(crate) explain_every: Option<Duration>,
-
-    /// Say what holds of flags, variables and widemap.toml, and where it was said; run nothing
-    #[arg(long, help_heading = OUT, hide_short_help = true)]
-    pub(crate) print_config: bool,
 
     /// Say nothing but errors
     #[arg(short, long, help_heading = OUT)]
@@ -265,9 +257,13 @@ pub(crate) struct TrustArgs {
     pub(crate) insecure: bool,
 }
 
-/// What is logged, and how.
+/// What is logged, and how; and what holds of all that can be configured.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
+    /// Say what holds of flags, variables and widemap.toml, and where it was said; do nothing else
+    #[arg(long, hide_short_help = true)]
+    pub(crate) print_config: bool,
+
     /// What to log: error, warn, info, debug, trace, or a filter [default: warn; serve: info]
     #[arg(long, value_name = "LEVEL", env = "WIDEMAP_LOG")]
     #[arg(hide_short_help = true, hide_env_values = true)]

@@ -8,7 +8,10 @@ use widemap_common::ids::JobId;
 use widemap_common::time::Timers;
 use widemap_common::units::parse_duration;
 
-use super::{CoordinatorArgs, JobArgs, ListFormat, LogArgs, OUT, RecordArgs, TrustArgs, WHERE};
+use super::{
+    CoordinatorArgs, HOW, JobArgs, ListFormat, LogArgs, OUT, RecordArgs, TrustArgs, WHERE,
+    parse_every,
+};
 
 const SUBMIT_EXAMPLES: &str = "\
 Examples:
@@ -160,6 +163,11 @@ pub(crate) struct ResultsArgs {
 
     #[command(flatten)]
     pub(crate) records: RecordArgs,
+
+    /// Say so often which item the results wait for
+    #[arg(long, value_name = "TIME", value_parser = parse_every, help_heading = HOW)]
+    #[arg(hide_short_help = true)]
+    pub(crate) explain_every: Option<Duration>,
 
     /// Say nothing but errors
     #[arg(short, long, help_heading = OUT)]

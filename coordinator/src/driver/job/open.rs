@@ -113,7 +113,8 @@ impl Job {
             refusals: BTreeMap::new(),
             fitness: Fitness::default(),
             has_been_ready: false,
-            failed_units: counts.failed,
+            // Who goes on has seen what failed before.
+            failed_units: 0,
             counts,
             failures: Vec::new(),
             history: History::default(),

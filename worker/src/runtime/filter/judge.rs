@@ -14,38 +14,20 @@ use crate::runtime::process::{Outcome, failure_of};
 use crate::runtime::results::Failure;
 use crate::spawner::SpawnerGone;
 
-/// Of the time of a chunk at least this part is its items'.
-const FIXED_PART: u64 = 8;
-
-/// And this is enough of it: else chunks would never grow where it takes long to start.
-const FIXED_REST_US: u64 = 5_000;
-
-/// What is known of a time weighs so many times what the next one does.
-const WEIGHT: u64 = 8;
-
 impl Filter<'_, '_> {
     /// What it takes to start a process for a chunk is none of the items': else chunks would be small where
     /// starting takes long, and it would take long for each item.
     pub(super) fn note_start(&mut self, items: u32, micros: u64) {
-        if self.is_silenced {
-            let silence_us = self.bench.timers.filter_silence_ms.saturating_mul(1_000);
-            self.attempt.fixed_us = silence_us.min(micros);
-            return;
-        }
         if !self.manner.once.load(Ordering::Relaxed) {
             return;
         }
-        let mut smallest = self.manner.smallest.lock().unwrap_or_else(PoisonError::into_inner);
-        let start_us = match *smallest {
-            Some((fewest, us)) if fewest < items => us,
-            Some((fewest, us)) if fewest == items => us - us / WEIGHT + micros / WEIGHT,
-            _ => micros,
+        let silence_us = match self.is_silenced {
+            true => self.bench.timers.filter_silence_ms.saturating_mul(1_000),
+            false => 0,
         };
-        if smallest.is_none_or(|(fewest, _)| fewest >= items) {
-            *smallest = Some((items, start_us));
-        }
-        // It cannot be all of it.
-        self.attempt.fixed_us = start_us.min(micros - (micros / FIXED_PART).min(FIXED_REST_US));
+        let rest_us = micros.saturating_sub(silence_us);
+        let mut costs = self.manner.costs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt.fixed_us = micros - costs.items_us(items, rest_us).min(micros);
     }
 
     /// Starts the program ahead of the next chunk, if it is started for each: meanwhile the slot hands in
@@ -62,7 +44,13 @@ impl Filter<'_, '_> {
 
     /// Its input was closed so that it prints what it holds back.
     pub(super) fn note_silence(&self) {
-        if self.is_prompt() || self.manner.once.swap(true, Ordering::Relaxed) {
+        if !self.is_prompt() {
+            self.note_held_back();
+        }
+    }
+
+    pub(super) fn note_held_back(&self) {
+        if self.manner.once.swap(true, Ordering::Relaxed) {
             return;
         }
         let program = self.program();
