@@ -49,7 +49,11 @@ struct Theirs {
 /// Runs `widemap map`.
 pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<List>) -> ExitCode {
     let quiet = args.quiet;
-    let rerun = if args.job.pipe { None } else { Some(rerun::command(words, &args.job.command)) };
+    let output = args.output.as_deref().filter(|path| has_places(&args.job) && !is_stdout(path));
+    let rerun = match args.job.pipe {
+        true => None,
+        false => Some(rerun::command(words, &args.job.command, output)),
+    };
     let begun = Instant::now();
     let done = errand(args, lists, &|_| Ok(())).and_then(|errand| match errand {
         Errand::Nothing => Ok(None),
@@ -83,6 +87,11 @@ pub(super) fn run_checked(args: MapArgs, check: &Check<'_>) -> Result<u8, MapErr
     let told = Outcome { failures_file: None, ..outcome };
     say(&told, quiet, None, Some(begun.elapsed()));
     Ok(status(&told))
+}
+
+/// Whether each result has its place in an output.
+fn has_places(job: &JobArgs) -> bool {
+    !job.unordered && !job.tag && !job.pipe && job.wasm.is_none()
 }
 
 /// The last words on a map, or on a job that was collected. It is summed up if it has ended, and took so

@@ -1,5 +1,5 @@
 //! The command that runs only what failed again: as it was typed, but for where items come from and
-//! where results go.
+//! where results go, which is into their places where these are known.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 pub(super) const FAILURES: &str = "FAILURES";
 
 /// Options with a value that are left out.
-const LEFT_OUT: [&str; 9] = [
+const LEFT_OUT: [&str; 10] = [
     "-a",
     "--input",
     "--from-failures",
@@ -19,19 +19,23 @@ const LEFT_OUT: [&str; 9] = [
     "--results",
     // Other items are another job.
     "--submit-key",
+    "--journal",
 ];
 
 /// The command, with [`FAILURES`] for the file. `words` are those before the first `:::`, `command`
-/// the last of them.
-pub(super) fn command(words: &[OsString], command: &[OsString]) -> String {
+/// the last of them; `output` is the file in which results have their places.
+pub(super) fn command(words: &[OsString], command: &[OsString], output: Option<&Path>) -> String {
     let options = &words[2.min(words.len())..words.len() - command.len()];
-    let mut shown = vec!["widemap map --from-failures FAILURES".to_owned()];
+    let mut shown = vec![match output {
+        Some(output) => format!("widemap repair {FAILURES} {}", quoted(output)),
+        None => format!("widemap map --from-failures {FAILURES}"),
+    }];
     let mut options = options.iter();
     while let Some(option) = options.next() {
         let text = option.to_string_lossy();
         if LEFT_OUT.iter().any(|name| text == *name) {
             options.next();
-        } else if text != "--" && !is_left_out(&text) {
+        } else if !["--", "--resume"].contains(&&*text) && !is_left_out(&text) {
             shown.push(quoted(Path::new(option)));
         }
     }
@@ -67,8 +71,13 @@ mod tests {
         let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         let typed = words("widemap map -0 -a list --wd /tmp --output=o --retries 2 -- sh -c it's");
         assert_eq!(
-            command(&typed, &typed[11..]),
+            command(&typed, &typed[11..], None),
             "widemap map --from-failures FAILURES -0 --wd /tmp --retries 2 -- sh -c 'it'\\''s'"
+        );
+        let typed = words("widemap map --journal j --resume --output o -0 cat");
+        assert_eq!(
+            command(&typed, &typed[8..], Some(Path::new("o"))),
+            "widemap repair FAILURES o -0 -- cat"
         );
     }
 }

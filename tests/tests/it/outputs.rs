@@ -275,7 +275,8 @@ fn what_failed_is_put_in_its_place() {
                 &FLAKY,
                 &items,
             ];
-            let _ = place.map(&words.concat()).exits(1);
+            let done = place.map(&words.concat()).exits(1);
+            assert!(done.stderr.contains("\n  widemap repair failed out "), "{}", done.stderr);
             assert_eq!(place.read("out"), failed);
             let again = [&["failed", "out", "--wd", "."], options, &["--"], &FLAKY].concat();
             // Once more it fails, and all stays as it was.
@@ -433,7 +434,7 @@ fn what_holds_is_told_with_where_it_was_said() {
         (&["results", "3"], &["coordinator = \"ann\"", "log = \"info\""], "max-output"),
         (&["serve", "-j2"], &["jobs = 2  # -j", "# workers: none is named"], "coordinator"),
         (&["workers"], &["coordinator = \"ann\"", "# workers: none is named"], "jobs"),
-        (&["doctor", "--worker", "bob"], &["workers = [\"bob\"]  # --worker"], "jobs"),
+        (&["doctor", "--worker", "bob"], &["workers = [\"bob:7433\"]  # --worker"], "jobs"),
     ] {
         let mut widemap = widemap(&[command, &["--print-config"]].concat());
         widemap.env("XDG_CONFIG_HOME", directory.path());

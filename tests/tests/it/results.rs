@@ -47,7 +47,8 @@ fn output_appears_whole_and_failures_are_listed_with_their_place() {
     assert_eq!(receipt["items"]["failed"], 1);
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().collect();
     assert_eq!(left.len(), 3, "{left:?}");
-    assert!(done.stderr.contains("--from-failures"), "{}", done.stderr);
+    let repair = format!("  widemap repair {failures} {output} --retries 0 -- sh -c ");
+    assert!(done.stderr.contains(&repair), "{}", done.stderr);
     let again = run(widemap(&["map", "--from-failures", &failures, "--", "echo", "{}"]), b"");
     assert_eq!(again.exits(0).text(), "2\n");
 }
