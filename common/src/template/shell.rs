@@ -97,7 +97,7 @@ fn push_in_quotes(out: &mut Vec<u8>, value: &[u8], quotes: Quotes) {
         Quotes::Never => out.extend_from_slice(value),
         // It would end with the line.
         Quotes::Comment => {
-            out.extend(value.iter().map(|&byte| if byte == b'\n' { b' ' } else { byte }))
+            out.extend(value.iter().map(|&byte| if byte == b'\n' { b' ' } else { byte }));
         }
     }
 }

@@ -29,7 +29,8 @@ fn reads_standard_input(call: &str) -> bool {
     is_read && words.next() == Some("0x0")
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::io::Write as _;
     use std::process::{Command, Stdio};
