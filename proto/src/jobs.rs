@@ -220,8 +220,24 @@ pub struct Job {
     pub input_bytes: u64,
     /// How its results are written.
     pub output: OutputForm,
+    /// What it runs, whole; only where one job is asked for by its name.
+    pub what_runs: Option<WhatRuns>,
     /// How far it is.
     pub status: JobStatus,
+}
+
+/// What a job runs, as a receipt says it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WhatRuns {
+    /// The name of the runtime.
+    pub runtime: String,
+    /// The command, or the function's name. Bytes that are not UTF-8 are replaced: the digest tells them
+    /// apart.
+    pub argv: Vec<String>,
+    /// How items are told from each other.
+    pub framing: String,
+    /// Of the function, of its files and of how its items are framed: BLAKE3, in hexadecimal.
+    pub digest: String,
 }
 
 /// How far a job is.

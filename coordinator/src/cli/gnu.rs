@@ -153,10 +153,9 @@ fn elsewhere(given: &str) -> Option<&'static str> {
         "--joblog" | "--results" => {
             "submit with --keep-records, and say it where results are collected: widemap results JOB --joblog FILE"
         }
-        "--output" | "--failures" => {
+        "--output" | "--failures" | "--receipt" => {
             "say it where results are collected: widemap results JOB --output FILE"
         }
-        "--receipt" => "widemap map --coordinator HOST --receipt FILE hands in and collects in one",
         "--explain-every" => {
             "say it where results are waited for: widemap results JOB --explain-every TIME"
         }

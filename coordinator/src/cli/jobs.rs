@@ -1,6 +1,7 @@
 //! `widemap jobs`, `status`, `results`, `cancel`, `pause`, `unpause` and `explain`: what users ask of a
 //! coordinator that serves.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use widemap_cluster::config::Config;
 use widemap_common::units::size_shown;
 use widemap_common::wall_clock;
-use widemap_proto::jobs::{AttemptTold, Explanation, How, Job, JobName, Prune, Pruned};
+use widemap_proto::jobs::{AttemptTold, Explanation, How, Job, JobName, Prune, Pruned, WhatRuns};
 
 use super::collect::{self, Done, Outlets, Owner, Signals, Wanted};
 use super::options::{
@@ -58,7 +59,7 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
             let outlets = Outlets::create(Wanted {
                 output: args.output.filter(|path| !map::is_stdout(path)),
                 failures: args.failures,
-                receipt: None,
+                receipt: receipt(args.receipt, &status)?,
                 recording: recording(&args.records, &status)?,
                 has_places: !status.output.unordered && !status.output.tag,
                 quiet,
@@ -76,6 +77,21 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
             ExitCode::from(map::status(&outcome))
         }
         Err(error) => refused(&error),
+    }
+}
+
+/// Where the receipt of a job goes, and what it says of what runs.
+fn receipt(
+    path: Option<PathBuf>,
+    job: &Job,
+) -> Result<Option<(PathBuf, WhatRuns)>, MapError> {
+    let Some(path) = path else { return Ok(None) };
+    match job.what_runs.clone() {
+        Some(what) => Ok(Some((path, what))),
+        None => Err(MapError::Flag {
+            flag: "--receipt",
+            problem: format!("the coordinator of {} is older and does not tell what it runs", job.id),
+        }),
     }
 }
 

@@ -18,7 +18,7 @@ use super::place::{self, Sources, Whereabouts};
 use super::settings::Settings;
 use super::{complain, coordinator, dry_run, job, rerun};
 use crate::client::{self, Coordinator};
-use crate::data::{Artifacts, CommandShown, Recording, Source};
+use crate::data::{self, Artifacts, CommandShown, Recording, Source};
 use crate::driver::{self, Ending, JournalPlan, Outcome, Plan, Results};
 use crate::embedded::Spawner;
 use crate::error::MapError;
@@ -259,7 +259,7 @@ fn wanted_results(args: MapArgs, submission: &Submission) -> Wanted {
         has_places: !submission.output.unordered && !submission.output.tag,
         output: args.output.filter(|path| !is_stdout(path)),
         failures: args.failures,
-        receipt: args.receipt.map(|path| (path, submission.spec.clone())),
+        receipt: args.receipt.map(|path| (path, data::what_runs(&submission.spec))),
         quiet: args.quiet,
         progress: !args.quiet && !args.no_progress,
         explain_every: args.explain_every,

@@ -75,7 +75,7 @@ pub use merge::{Merge, MergeBounds, MergeConfig, MergeLevel};
 pub use output_file::{OutputFile, OutputFileError};
 pub use people::{item_shown, line_shown, message_shown, stderr_lines};
 pub use prefix::Prefix;
-pub use receipt::{ItemCounts, Unbalanced, receipt_json};
+pub use receipt::{ItemCounts, Unbalanced, receipt_json, what_runs};
 pub use recorder::{CommandShown, RecordError, Recorder, Recording, raw_output};
 pub use report::{FailureRecord, Report, Results};
 pub use sink::{SinkConfig, SinkError, SinkReport, SinkTarget};

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use widemap_common::framing::Framing;
 use widemap_common::spec::{Function, JobSpec};
+use widemap_proto::jobs::WhatRuns;
 
 use super::digest::function_digest;
 use super::sink::SinkReport;
@@ -50,38 +51,40 @@ struct Receipt<'a> {
 
 #[derive(Serialize)]
 struct Spec<'a> {
-    runtime: &'static str,
-    /// The command, or the function's name. Bytes that are not UTF-8 are replaced: the digest
-    /// tells them apart.
-    argv: Vec<std::borrow::Cow<'a, str>>,
-    framing: String,
-    digest: String,
+    runtime: &'a str,
+    argv: &'a [String],
+    framing: &'a str,
+    digest: &'a str,
 }
 
-/// The receipt as JSON, with a newline at its end.
+/// What a job runs, as its receipt says it.
 #[must_use]
-pub fn receipt_json(spec: &JobSpec, items: ItemCounts, sink: &SinkReport, seconds: f64) -> String {
+pub fn what_runs(spec: &JobSpec) -> WhatRuns {
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let argv = match &spec.function {
-        Function::Exec { argv } => {
-            argv.iter().map(|argument| String::from_utf8_lossy(argument.text())).collect()
-        }
+        Function::Exec { argv } => argv.iter().map(|argument| shown(argument.text())).collect(),
         Function::Filter { argv } | Function::Pipe { argv } => {
-            argv.iter().map(|argument| String::from_utf8_lossy(argument)).collect()
+            argv.iter().map(|argument| shown(argument)).collect()
         }
-        Function::Python(python) => {
-            vec![String::from_utf8_lossy(&python.path), python.function.as_str().into()]
-        }
-        Function::Wasm(wasm) => vec![String::from_utf8_lossy(&wasm.path)],
-        Function::Builtin { name } => vec![name.as_str().into()],
+        Function::Python(python) => vec![shown(&python.path), python.function.clone()],
+        Function::Wasm(wasm) => vec![shown(&wasm.path)],
+        Function::Builtin { name } => vec![name.clone()],
     };
     let framing = match spec.framing {
         Framing::Separator(separator) => format!("separator {separator}"),
         Framing::LengthPrefixed => "length".to_owned(),
         Framing::Columns => "columns".to_owned(),
     };
-    let digest = function_digest(spec);
+    let runtime = spec.function.runtime().name().to_owned();
+    WhatRuns { runtime, argv, framing, digest: function_digest(spec) }
+}
+
+/// The receipt as JSON, with a newline at its end.
+#[must_use]
+pub fn receipt_json(what: &WhatRuns, items: ItemCounts, sink: &SinkReport, seconds: f64) -> String {
+    let WhatRuns { runtime, argv, framing, digest } = what;
     let receipt = Receipt {
-        spec: Spec { runtime: spec.function.runtime().name(), argv, framing, digest },
+        spec: Spec { runtime, argv, framing, digest },
         items,
         output_bytes: sink.output_bytes,
         output_blake3: sink.output_blake3.as_deref(),
@@ -120,7 +123,7 @@ mod tests {
             failures: 1,
             failures_kept: true,
         };
-        let json = receipt_json(&spec, items, &sink, 1.5);
+        let json = receipt_json(&what_runs(&spec), items, &sink, 1.5);
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["spec"]["argv"][0], "square");
         assert_eq!(value["items"]["failed"], 1);

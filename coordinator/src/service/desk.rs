@@ -22,6 +22,7 @@ use super::intake::{Counter, Entrance};
 use super::ledger::{Ledger, LedgerError};
 use super::registry::{JobEntry, Registry};
 use super::request::{Reply, Request, RequestError};
+use crate::data;
 
 /// See the file's head. A clone is the same desk.
 #[derive(Clone)]
@@ -182,7 +183,9 @@ impl Desk {
     /// # Errors
     /// If there is none of that name.
     pub(crate) fn job(&self, name: &JobName) -> Result<Job, DeskError> {
-        Ok(self.entry(name)?.told())
+        let entry = self.entry(name)?;
+        let what_runs = Some(data::what_runs(&entry.submission.spec));
+        Ok(Job { what_runs, ..entry.told() })
     }
 
     /// A page of jobs, in the order in which they were submitted, and whether there are more.

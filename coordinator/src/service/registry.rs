@@ -149,6 +149,7 @@ impl JobEntry {
             created_ms: self.created_ms,
             input_bytes: self.input_bytes,
             output: submission.output.clone(),
+            what_runs: None,
             status: self.status(),
         }
     }

@@ -9,7 +9,7 @@ use super::jobs::{counts_from_wire, counts_to_wire, form_from_wire, form_to_wire
 use super::{Result, WireError, shown};
 use crate::jobs::{
     AttemptState, AttemptTold, Ended, Explanation, Job, JobState, JobStatus, Prune, Pruned,
-    WorkerTold, WorkerTraits,
+    WhatRuns, WorkerTold, WorkerTraits,
 };
 use crate::wire;
 
@@ -27,7 +27,22 @@ impl From<Job> for wire::Job {
             input_bytes: job.input_bytes,
             status: Some(job.status.into()),
             output: Some(form_to_wire(job.output)),
+            what_runs: job.what_runs.map(Into::into),
         }
+    }
+}
+
+impl From<WhatRuns> for wire::WhatRuns {
+    fn from(what: WhatRuns) -> Self {
+        let WhatRuns { runtime, argv, framing, digest } = what;
+        Self { runtime, argv, framing, digest }
+    }
+}
+
+impl From<wire::WhatRuns> for WhatRuns {
+    fn from(what: wire::WhatRuns) -> Self {
+        let wire::WhatRuns { runtime, argv, framing, digest } = what;
+        Self { runtime, argv, framing, digest }
     }
 }
 
@@ -47,6 +62,7 @@ impl TryFrom<wire::Job> for Job {
             input_bytes: job.input_bytes,
             status: job.status.ok_or(WireError::Field("Job.status"))?.try_into()?,
             output: form_from_wire(job.output)?,
+            what_runs: job.what_runs.map(Into::into),
         })
     }
 }

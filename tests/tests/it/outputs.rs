@@ -117,6 +117,18 @@ fn results_of_a_submitted_job_are_made_of_what_was_kept() {
         assert_eq!(done.text(), "a\txa\nb\txb\n");
         assert_eq!(place.read("log").lines().count(), 3);
     }
+    // What a receipt says of a job is the same where it is collected by itself.
+    let receipt = |name: &str| -> Value {
+        let mut receipt: Value = serde_json::from_str(&place.read(name)).unwrap();
+        assert!(receipt["seconds"].take().as_f64().is_some());
+        receipt
+    };
+    let words = ["--", "sh", "-c", "test $1 != b && echo $1", "sh", ":::", "a", "b"];
+    let _ = place.map(&[&["--receipt", "at-once"], &words[..]].concat()).exits(1);
+    let id = place.widemap("submit", &words, "").exits(0).text().trim().to_owned();
+    let _ = place.widemap("results", &["--receipt", "later", &id], "").exits(1);
+    assert_eq!(receipt("later"), receipt("at-once"));
+    assert_eq!(receipt("later")["items"]["failed"], 1);
     let id = place.widemap("submit", &["echo", ":::", "a"], "").exits(0).text().trim().to_owned();
     let done = place.widemap("results", &["--joblog", "log", &id], "").exits(2);
     assert!(done.stderr.contains("--keep-records"), "{}", done.stderr);

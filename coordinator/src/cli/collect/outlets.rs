@@ -10,8 +10,7 @@ use rustix::process::Signal as SignalNumber;
 use tokio::task::JoinHandle;
 use widemap_common::ids::JobId;
 use widemap_common::limits::SUMMARY_FAILURES;
-use widemap_common::spec::JobSpec;
-use widemap_proto::jobs::{How, Job};
+use widemap_proto::jobs::{How, Job, WhatRuns};
 
 use crate::cli::rerun::quoted;
 use crate::client::JobsError;
@@ -32,7 +31,7 @@ pub(in crate::cli) struct Wanted {
     /// Where failures go; else to a file of their own, if there are any.
     pub(in crate::cli) failures: Option<PathBuf>,
     /// Where the receipt goes, and what is run.
-    pub(in crate::cli) receipt: Option<(PathBuf, JobSpec)>,
+    pub(in crate::cli) receipt: Option<(PathBuf, WhatRuns)>,
     /// What is made of records, if that is what comes.
     pub(in crate::cli) recording: Option<Recording>,
     /// Whether failed items have a place in the output, for a repair.
@@ -50,7 +49,7 @@ pub(in crate::cli) struct Wanted {
 /// What is written to, made before anything runs.
 pub(in crate::cli) struct Outlets {
     output: Option<OutputFile>,
-    receipt: Option<(OutputFile, JobSpec)>,
+    receipt: Option<(OutputFile, WhatRuns)>,
     failures_file: PathBuf,
     /// None while it writes.
     delivery: Option<Delivery>,
@@ -97,7 +96,7 @@ impl Outlets {
     /// What cannot be written.
     pub(in crate::cli) fn create(wanted: Wanted) -> Result<Self, MapError> {
         let output = wanted.output.as_deref().map(OutputFile::create).transpose()?;
-        let receipt = wanted.receipt.map(|(path, spec)| Ok((OutputFile::create(&path)?, spec)));
+        let receipt = wanted.receipt.map(|(path, what)| Ok((OutputFile::create(&path)?, what)));
         let receipt = receipt.transpose().map_err(MapError::Receipt)?;
         let failures_file = wanted.failures.clone().unwrap_or_else(FailuresFile::usual_path);
         let failures = match wanted.failures.is_some() {
@@ -263,7 +262,7 @@ impl Outlets {
             Some(output) => output.keep_partial()?,
             None => None,
         };
-        if let (Some((receipt, spec)), Some(report)) = (self.receipt.take(), report)
+        if let (Some((receipt, what)), Some(report)) = (self.receipt.take(), report)
             && is_whole
         {
             let items = ItemCounts {
@@ -272,7 +271,7 @@ impl Outlets {
                 failed: counts.failed,
                 not_run: counts.read.saturating_sub(counts.ok + counts.failed),
             };
-            let json = data::receipt_json(&spec, items, report, took.as_secs_f64());
+            let json = data::receipt_json(&what, items, report, took.as_secs_f64());
             receipt.write_whole(json.as_bytes()).map_err(MapError::Receipt)?;
         }
         Ok(partial)

@@ -161,6 +161,10 @@ pub(crate) struct ResultsArgs {
     #[arg(long, value_name = "FILE", help_heading = OUT)]
     pub(crate) failures: Option<PathBuf>,
 
+    /// Write what was run, its counts and the hash of the output to FILE, as JSON
+    #[arg(long, value_name = "FILE", help_heading = OUT)]
+    pub(crate) receipt: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) records: RecordArgs,
 

@@ -81,7 +81,7 @@ impl Outlets {
         elapsed: Duration,
     ) -> Result<(), MapError> {
         let Some(receipt) = self.receipt.take() else { return Ok(()) };
-        let json = data::receipt_json(spec, items, report, elapsed.as_secs_f64());
+        let json = data::receipt_json(&data::what_runs(spec), items, report, elapsed.as_secs_f64());
         receipt.write_whole(json.as_bytes()).map_err(MapError::Receipt)
     }
 
