@@ -81,16 +81,16 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
 }
 
 /// Where the receipt of a job goes, and what it says of what runs.
-fn receipt(
-    path: Option<PathBuf>,
-    job: &Job,
-) -> Result<Option<(PathBuf, WhatRuns)>, MapError> {
+fn receipt(path: Option<PathBuf>, job: &Job) -> Result<Option<(PathBuf, WhatRuns)>, MapError> {
     let Some(path) = path else { return Ok(None) };
     match job.what_runs.clone() {
         Some(what) => Ok(Some((path, what))),
         None => Err(MapError::Flag {
             flag: "--receipt",
-            problem: format!("the coordinator of {} is older and does not tell what it runs", job.id),
+            problem: format!(
+                "the coordinator of {} is older and does not tell what it runs",
+                job.id
+            ),
         }),
     }
 }
