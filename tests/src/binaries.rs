@@ -43,17 +43,21 @@ fn build() -> PathBuf {
     if release {
         cargo.arg("--release");
     }
-    // What cargo says of this crate to its tests is not for another build: build scripts that look at it (as
-    // ring's does) would run again, and with them all that depends on them.
+    without_this_crate(&mut cargo);
+    let status = cargo.status().expect("cargo runs");
+    assert!(status.success(), "build first: cargo build --workspace --bins");
+    directory.to_owned()
+}
+
+/// Takes away what cargo says of this crate to its tests, for a command that builds: build scripts that look at it
+/// (as ring's does) would run again, and with them all that depends on them.
+pub fn without_this_crate(command: &mut Command) {
     let of_this_crate =
         ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_"];
     for (name, _) in std::env::vars_os() {
         let told = name.to_string_lossy();
         if of_this_crate.iter().any(|prefix| told.starts_with(prefix)) {
-            cargo.env_remove(&name);
+            command.env_remove(&name);
         }
     }
-    let status = cargo.status().expect("cargo runs");
-    assert!(status.success(), "build first: cargo build --workspace --bins");
-    directory.to_owned()
 }

@@ -22,6 +22,11 @@ const RUST: &str = "widemap-base/rust:bookworm";
 /// The image of the demo, called otherwise than a user's.
 const IMAGE: &str = "widemap-test/widemap:slim";
 
+/// How the images are compiled: quickly, since nothing measures them. The variable of `deploy/compose.yaml`, the
+/// setting of Cargo's profile, and the value, as `.ci/run` has them.
+const PROFILE: [(&str, &str, &str); 2] =
+    [("WIDEMAP_OPT_LEVEL", "OPT_LEVEL", "1"), ("WIDEMAP_LTO", "LTO", "off")];
+
 /// How projects of tests are called; the number of the process follows.
 const PROJECT: &str = "widemap-test-";
 
@@ -136,6 +141,9 @@ impl Docker {
         let (debian, rust) = (format!("DEBIAN={DEBIAN}"), format!("RUST={RUST}"));
         let mut build = self.command(&["build", "--quiet", "-f", "deploy/Containerfile"]);
         build.args(["--build-arg", &debian, "--build-arg", &rust, "--target", target]);
+        let profile =
+            PROFILE.map(|(_, name, value)| format!("CARGO_PROFILE_RELEASE_{name}={value}"));
+        build.args(profile.iter().flat_map(|argument| ["--build-arg", argument]));
         build.args(["--tag", &tag, "."]).env("DOCKER_BUILDKIT", "0");
         let done = run_within(BUILD, build, b"");
         assert_eq!(done.status, 0, "{}", done.stderr);
@@ -203,6 +211,7 @@ impl Docker {
         command.env("COMPOSE_PROJECT_NAME", &self.project);
         command.env("DEBIAN_IMAGE", DEBIAN).env("RUST_IMAGE", RUST);
         command.env("WIDEMAP_IMAGE", IMAGE).env_remove("COMPOSE_FILE");
+        command.envs(PROFILE.map(|(variable, _, value)| (variable, value)));
     }
 
     /// Debian's `docker-compose` does for `docker compose` where that is missing.

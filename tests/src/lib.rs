@@ -14,7 +14,7 @@ mod supervisor;
 mod wait;
 
 pub use background::MapProcess;
-pub use binaries::{binary, example};
+pub use binaries::{binary, example, without_this_crate};
 pub use containers::{Container, Demo, Docker};
 pub use name_server::NameServer;
 pub use net::{Cable, Host, Network, Way};
@@ -24,4 +24,4 @@ pub use process::{
     without_configuration, worker,
 };
 pub use supervisor::SupervisedWorker;
-pub use wait::{always_for, eventually, eventually_within, needs, needs_root};
+pub use wait::{always_for, eventually, eventually_within, needs, needs_root, unmet};

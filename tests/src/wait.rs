@@ -75,7 +75,8 @@ pub fn needs_root(test: &str) -> bool {
 ///
 /// # Panics
 /// If it must not be skipped.
-pub(crate) fn unmet(test: &str, what: &str) -> bool {
+#[must_use]
+pub fn unmet(test: &str, what: &str) -> bool {
     assert!(
         std::env::var_os("WIDEMAP_TEST_NO_SKIP").is_none(),
         "{test} needs {what}, and must not be skipped here"
