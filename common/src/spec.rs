@@ -121,7 +121,8 @@ pub struct Python {
     pub initializer: Option<String>,
     /// An interpreter is replaced after so many items.
     pub recycle: Option<NonZeroU32>,
-    /// Items are strings, and so are results; else both are values of JSON.
+    /// Items are strings, and so are results; else both are values of JSON. Items that have their lengths before
+    /// them are bytes, and so are results.
     pub is_text: bool,
     /// The interpreter: a name that is looked for, or a path.
     pub interpreter: Vec<u8>,

@@ -102,6 +102,8 @@ pub struct OutputForm {
     pub tag: bool,
     /// What is kept says enough of each item for a log of all of them and a directory of outputs.
     pub records: bool,
+    /// A frame for each item, for a program that reads them: see `Format::FRAMES` in the protocol.
+    pub frames: bool,
 }
 
 impl OutputForm {

@@ -172,7 +172,8 @@ impl Job {
                 Runner::Filter(launch, argv, FilterManner::default())
             }
             JobFunction::Python(python) => {
-                if framing.separator().is_none() {
+                let is_bytes = framing == Framing::LengthPrefixed && python.is_text;
+                if framing.separator().is_none() && !is_bytes {
                     let message =
                         "a Python function has its items in lines, and these are not".to_owned();
                     return Err(Refusal { cause: RefusalCause::NotAllowed, message });

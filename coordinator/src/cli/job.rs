@@ -77,6 +77,7 @@ pub(super) fn submission(
         fill: args.fill.as_ref().map(|text| text.as_bytes().to_vec()),
         tag: args.tag,
         records,
+        frames: args.frames,
     };
     spec.per_item = output.json || output.is_of_records();
     // Last of all, as it may take a while.
@@ -154,7 +155,7 @@ fn spec(
     };
     let function = match (&args.builtin, argv.is_empty()) {
         (None, true) if let Some(named) = &args.python.python => {
-            python::function(&args.python, named)?
+            python::function(&args.python, named, args.frames)?
         }
         (None, true) if let Some(path) = &args.wasm => {
             let (function, artifact) = wasm::function(path)?;

@@ -309,7 +309,11 @@ fn in_json(job: &Job) -> Value {
         "workers_lost": counts.workers_lost,
         "input_bytes": job.input_bytes,
         "output_bytes": status.output_bytes,
-        "format": if job.output.json { "json" } else { "raw" },
+        "format": match (job.output.json, job.output.frames) {
+            (true, _) => "json",
+            (_, true) => "frames",
+            (false, false) => "raw",
+        },
         "unordered": job.output.unordered,
     })
 }

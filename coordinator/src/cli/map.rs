@@ -15,6 +15,7 @@ use super::collect::{Done, Outlets, Owner, Signals, Wanted, collect};
 use super::job::Typed;
 use super::options::{JobArgs, MapArgs, RecordArgs};
 use super::place::{self, Sources, Whereabouts};
+use super::reader_watch::ReaderWatch;
 use super::settings::Settings;
 use super::{complain, coordinator, dry_run, job, rerun};
 use crate::client::{self, Coordinator};
@@ -48,18 +49,17 @@ struct Theirs {
 
 /// Runs `widemap map`.
 pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<List>) -> ExitCode {
-    let quiet = args.quiet;
+    let (quiet, frames) = (args.quiet, args.job.frames);
     let output = args.output.as_deref().filter(|path| has_places(&args.job) && !is_stdout(path));
     let rerun = match args.job.pipe {
         true => None,
         false => Some(rerun::command(words, &args.job.command, output)),
     };
     let begun = Instant::now();
-    let done = errand(args, lists, &|_| Ok(())).and_then(|errand| match errand {
-        Errand::Nothing => Ok(None),
-        Errand::Own(plan, spawner) => driver::run(*plan, spawner)
-            .map(|outcome| Some(Done { outcome, took: Some(begun.elapsed()) })),
-        Errand::Theirs(theirs) => super::block_on(by_coordinator(*theirs, begun)).map(Some),
+    let done = errand(args, lists, &|_| Ok(())).and_then(|errand| {
+        // Once it is gone, it wants none of what is still running.
+        let _reader = frames.then(ReaderWatch::start).transpose().map_err(MapError::Start)?;
+        do_errand(errand, begun)
     });
     let Done { outcome, took } = match done {
         Ok(Some(done)) => done,
@@ -69,8 +69,19 @@ pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<List>) -> ExitCo
             return ExitCode::from(error.status());
         }
     };
-    say(&outcome, quiet, rerun.as_deref(), took);
+    // Whoever reads frames knows what has failed, and how to go on.
+    let outcome = if frames { Outcome { advice: None, ..outcome } } else { outcome };
+    say(&outcome, quiet, rerun.as_deref(), took.filter(|_| !frames));
     ExitCode::from(status(&outcome))
+}
+
+fn do_errand(errand: Errand, begun: Instant) -> Result<Option<Done>, MapError> {
+    match errand {
+        Errand::Nothing => Ok(None),
+        Errand::Own(plan, spawner) => driver::run(*plan, spawner)
+            .map(|outcome| Some(Done { outcome, took: Some(begun.elapsed()) })),
+        Errand::Theirs(theirs) => super::block_on(by_coordinator(*theirs, begun)).map(Some),
+    }
 }
 
 /// Runs a map that is a part of something else, if `check` finds that it is the right one; what it ends in.

@@ -16,6 +16,7 @@ mod options;
 mod place;
 mod print_config;
 mod python;
+mod reader_watch;
 mod repair;
 mod rerun;
 mod serve;

@@ -12,11 +12,15 @@ use widemap_common::spec::{Function, Python};
 use super::options::PythonArgs;
 use crate::error::MapError;
 
-/// The function that was named.
+/// The function that was named. Items of `frames` are bytes.
 ///
 /// # Errors
 /// What is no file, no function's name, or too long.
-pub(super) fn function(args: &PythonArgs, named: &std::ffi::OsStr) -> Result<Function, MapError> {
+pub(super) fn function(
+    args: &PythonArgs,
+    named: &std::ffi::OsStr,
+    frames: bool,
+) -> Result<Function, MapError> {
     let (path, function) = split(named.as_bytes()).ok_or_else(|| {
         let shown = named.to_string_lossy();
         let file = shown.trim_end_matches(':');
@@ -33,7 +37,7 @@ pub(super) fn function(args: &PythonArgs, named: &std::ffi::OsStr) -> Result<Fun
         function: function.to_owned(),
         initializer: args.initializer.clone(),
         recycle: args.recycle,
-        is_text: args.text,
+        is_text: args.text || frames,
         interpreter: args
             .python_bin
             .clone()
@@ -103,7 +107,7 @@ mod tests {
         let file: PathBuf = directory.path().join("f.py");
         std::fs::write(&file, "def f(x): return x\n").unwrap();
         let told = |args: &PythonArgs, named: String| {
-            function(args, OsStr::new(&named)).unwrap_err().to_string()
+            function(args, OsStr::new(&named), false).unwrap_err().to_string()
         };
         let shown = file.display();
         let only_file = told(&args(), shown.to_string());
@@ -116,7 +120,7 @@ mod tests {
         std::fs::write(&long, vec![b'#'; PYTHON_SOURCE_BYTES_MAX + 1]).unwrap();
         assert!(told(&args(), format!("{}:f", long.display())).contains("--file"));
         let Function::Python(python) =
-            function(&args(), OsStr::new(&format!("{shown}:f"))).unwrap()
+            function(&args(), OsStr::new(&format!("{shown}:f")), false).unwrap()
         else {
             panic!("a Python function");
         };

@@ -36,6 +36,13 @@ pub(super) fn find(args: &JobArgs, lists: Vec<List>, separator: u8) -> Result<It
         split.trims_right = matches!(args.trim, None | Some(Trim::R | Trim::Lr | Trim::Rl));
         split
     });
+    if args.frames {
+        if let Some(list) = lists.first() {
+            return Err(MapError::TwoSources(list.sign, "--frames"));
+        }
+        let framing = Framing::LengthPrefixed;
+        return Ok(Items { source: Source::Stdin, framing, columns: None });
+    }
     if let Some(path) = &args.from_failures {
         let other = lists.first().map(|list| list.sign);
         let other = other.or_else(|| (!args.input.is_empty()).then_some("-a"));

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use widemap_common::framing::{Framing, LINES};
 use widemap_common::varint;
 
+use super::frames;
 use super::report::{FailureRecord, Results};
 
 /// How results are written.
@@ -21,6 +22,8 @@ pub enum Format {
     },
     /// One JSON object a line for each item, or each block.
     Json,
+    /// One frame for each item.
+    Frames,
     /// The same, and when it began: what a [`super::Recorder`] makes other things of, the line of a failed item
     /// among them.
     Records {
@@ -30,9 +33,9 @@ pub enum Format {
 }
 
 impl Format {
-    /// Whether there is a line of JSON for each result.
+    /// Whether something is made of each result: a line of JSON, or a frame.
     #[must_use]
-    pub fn is_json(&self) -> bool {
+    pub fn is_made(&self) -> bool {
         !matches!(self, Self::Raw { .. })
     }
 
@@ -47,7 +50,7 @@ impl Format {
     pub fn fill(&self) -> Option<&[u8]> {
         match self {
             Self::Raw { fill } | Self::Records { fill } => fill.as_deref(),
-            Self::Json => None,
+            Self::Json | Self::Frames => None,
         }
     }
 }
@@ -125,8 +128,21 @@ pub(super) fn raw_bytes(shape: Shape, results: &Results, output: &[u8]) -> u64 {
     }
 }
 
-/// Appends a line for each result. `output` is theirs alone, in order.
-pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, output: &[u8]) {
+/// Appends what is made of each result. `output` is theirs alone, in order.
+pub(super) fn push_results(
+    out: &mut Vec<u8>,
+    format: &Format,
+    shape: Shape,
+    results: &Results,
+    output: &[u8],
+) {
+    match format {
+        Format::Frames => frames::push_results(out, shape, results, output),
+        _ => push_lines(out, shape, results, output),
+    }
+}
+
+fn push_lines(out: &mut Vec<u8>, shape: Shape, results: &Results, output: &[u8]) {
     if shape.is_block_wise {
         let micros = varint::iter(&results.item_micros).next().unwrap_or(results.busy_us);
         let stderr = results.stderr.first().map_or(&[][..], |told| &told.data);
@@ -173,9 +189,19 @@ pub(super) fn push_results(out: &mut Vec<u8>, shape: Shape, results: &Results, o
     }
 }
 
-/// Appends the line that stands for a failed item in the output.
-pub(super) fn push_failure(out: &mut Vec<u8>, shape: Shape, record: &FailureRecord) {
+/// Appends what stands for a failed item in the output.
+pub(super) fn push_failure(
+    out: &mut Vec<u8>,
+    format: &Format,
+    shape: Shape,
+    record: &FailureRecord,
+) {
     let mut line = failure_line(shape, record);
+    if *format == Format::Frames {
+        // Whoever reads it has the item.
+        (line.item, line.item_base64, line.args) = (None, None, None);
+        return frames::push_failure(out, record.range.first, |out| push_line(out, &line));
+    }
     line.started = started(record.ended_us, record.micros);
     match shape.results {
         ResultShape::Json => line.value = Some(RawValue::NULL),
@@ -331,7 +357,7 @@ fn value(shape: ResultShape, output: &[u8]) -> Option<&RawValue> {
     serde_json::from_str(text).ok()
 }
 
-fn without_framing(shape: ResultShape, output: &[u8]) -> &[u8] {
+pub(super) fn without_framing(shape: ResultShape, output: &[u8]) -> &[u8] {
     match shape {
         ResultShape::Printed => output,
         // Only its end is taken off: a result may have the separator within it.

@@ -122,9 +122,9 @@ impl Ledger {
             output.push(separator);
             raw_bytes = output.len() as u64;
         }
-        if format.is_json() {
+        if format.is_made() {
             output.clear();
-            format::push_failure(&mut output, shape, record);
+            format::push_failure(&mut output, format, shape, record);
         }
         let payload = Box::new(Line { output, raw_bytes });
         let entry = Entry::Failed { range: record.range, record: line, payload };
@@ -227,7 +227,7 @@ impl Payload for Rendered {
     fn write_to(&mut self, to: &mut dyn Write) -> io::Result<u64> {
         let Rendering { ref format, shape, separator } = *self.rendering;
         let mut raw_bytes = 0;
-        if let (Some(results), true) = (&self.results, format.is_json()) {
+        if let (Some(results), true) = (&self.results, format.is_made()) {
             let mut joined = Vec::new();
             let output: &[u8] = match &self.output {
                 Output::Whole(bytes) => bytes,
@@ -240,7 +240,7 @@ impl Payload for Rendered {
                 }
             };
             let mut lines = Vec::new();
-            format::push_results(&mut lines, shape, results, output);
+            format::push_results(&mut lines, format, shape, results, output);
             to.write_all(&lines)?;
             return Ok(format::raw_bytes(shape, results, output));
         }

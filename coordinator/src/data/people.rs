@@ -62,6 +62,20 @@ pub fn stderr_lines(seq: u64, item: &[u8], stderr: &[u8], is_cut: bool) -> Strin
     shown
 }
 
+/// What an item wrote on standard error, each line as it is, for whoever knows nothing of items.
+#[must_use]
+pub fn plain_lines(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let mut shown = String::new();
+    for line in text.lines() {
+        if !shown.is_empty() {
+            shown.push('\n');
+        }
+        push_escaped(&mut shown, line.chars());
+    }
+    shown
+}
+
 fn push_escaped(shown: &mut String, characters: impl Iterator<Item = char>) {
     for character in characters {
         if character.is_control() && character != '\t' {

@@ -57,7 +57,7 @@ impl Renderer {
         match emit {
             Emit::Piece(piece) => self.write_piece(&piece),
             Emit::Small(bytes) => self.write_results(&bytes),
-            Emit::Results(results, output) if self.format.is_json() => {
+            Emit::Results(results, output) if self.format.is_made() => {
                 self.render(&results, &output)
             }
             Emit::Results(_, output) => output.iter().try_for_each(|piece| self.write_piece(piece)),
@@ -145,7 +145,7 @@ impl Renderer {
         };
         self.raw_bytes += format::raw_bytes(self.shape, results, output);
         let mut line = std::mem::take(&mut self.line);
-        format::push_results(&mut line, self.shape, results, output);
+        format::push_results(&mut line, &self.format, self.shape, results, output);
         self.write_line(line)
     }
 
@@ -170,8 +170,8 @@ impl Renderer {
                 line.push(self.separator);
                 self.raw_bytes += line.len() as u64;
             }
-            Format::Json | Format::Records { .. } => {
-                format::push_failure(&mut line, self.shape, record);
+            Format::Json | Format::Records { .. } | Format::Frames => {
+                format::push_failure(&mut line, &self.format, self.shape, record);
             }
         }
         self.write_line(line)

@@ -49,10 +49,12 @@ pub(super) struct Job {
     private: bool,
     /// What is in its files.
     artifacts: Artifacts,
-    /// Whether results are rendered as JSON, which takes more of them.
-    json: bool,
+    /// Whether something is made of each result, JSON or a frame, which takes more of them.
+    is_made: bool,
     /// Whether what items write on standard error is shown: JSON has it in its lines.
     says_stderr: bool,
+    /// Whether whoever reads the results knows nothing of the numbers of items.
+    is_framed: bool,
     /// Whether they say when items ran.
     has_times: bool,
     input: Input,

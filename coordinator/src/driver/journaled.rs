@@ -151,7 +151,11 @@ fn changes(before: &Submission, now: &Submission) -> Vec<String> {
         Blocks::Schedule => "growing".to_owned(),
     };
     compare("--block", blocks(before), blocks(now), before.blocks != now.blocks);
-    let form = |submission: &Submission| if submission.output.json { "json" } else { "raw" };
+    let form = |submission: &Submission| match (submission.output.json, submission.output.frames) {
+        (true, _) => "json",
+        (_, true) => "frames",
+        (false, false) => "raw",
+    };
     let forms = (form(before), form(now));
     compare("--format", forms.0.to_owned(), forms.1.to_owned(), forms.0 != forms.1);
     let fill = |submission: &Submission| match &submission.output.fill {

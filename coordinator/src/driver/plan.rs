@@ -134,10 +134,11 @@ pub(crate) fn job_policy(spec: &JobSpec, policy: Policy) -> JobPolicy {
 /// How results are written.
 pub(crate) fn format(form: &OutputForm) -> Format {
     let fill = form.fill.clone();
-    match (form.is_of_records(), form.json) {
-        (true, _) => Format::Records { fill },
-        (false, true) => Format::Json,
-        (false, false) => Format::Raw { fill },
+    match (form.is_of_records(), form.json, form.frames) {
+        (_, _, true) => Format::Frames,
+        (true, _, _) => Format::Records { fill },
+        (false, true, _) => Format::Json,
+        (false, false, _) => Format::Raw { fill },
     }
 }
 

@@ -152,7 +152,12 @@ fn policy_from_wire(policy: wire::Policy) -> Result<Policy> {
 pub(super) fn form_to_wire(form: OutputForm) -> wire::OutputForm {
     use wire::output_form::Format;
     wire::OutputForm {
-        format: if form.json { Format::Json } else { Format::Raw }.into(),
+        format: match (form.frames, form.json) {
+            (true, _) => Format::Frames,
+            (false, true) => Format::Json,
+            (false, false) => Format::Raw,
+        }
+        .into(),
         unordered: form.unordered,
         separator: form.separator.into(),
         fill: form.fill.map(Bytes::from),
@@ -164,9 +169,10 @@ pub(super) fn form_to_wire(form: OutputForm) -> wire::OutputForm {
 pub(super) fn form_from_wire(form: Option<wire::OutputForm>) -> Result<OutputForm> {
     use wire::output_form::Format;
     let form = form.ok_or(WireError::Field("output"))?;
-    let json = match form.format() {
-        Format::Raw => false,
-        Format::Json => true,
+    let (json, frames) = match form.format() {
+        Format::Raw => (false, false),
+        Format::Json => (true, false),
+        Format::Frames => (false, true),
         Format::Unspecified => return Err(WireError::Field("OutputForm.format")),
     };
     let separator = form.separator.try_into();
@@ -177,6 +183,7 @@ pub(super) fn form_from_wire(form: Option<wire::OutputForm>) -> Result<OutputFor
         fill: form.fill.map(|fill| fill.to_vec()),
         tag: form.tag,
         records: form.records,
+        frames,
     })
 }
 

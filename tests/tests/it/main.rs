@@ -29,6 +29,7 @@ mod operations;
 mod outputs;
 mod partitions;
 mod places;
+mod pool;
 mod property;
 mod python;
 mod readers;

@@ -81,19 +81,19 @@ pub(super) fn run(
     python: &PythonJob,
     input: &[u8],
 ) -> Result<Progress, SpawnerGone> {
-    let Framing::Separator(separator) = attempt.job.framing else { return Ok(Progress::Finished) };
+    let framing = attempt.job.framing;
     let items = attempt.range.items;
     let mut calls = Calls {
         attempt,
         bench,
         python,
         input,
-        separator,
+        framing,
         is_reused: false,
         stderr: BTreeMap::new(),
         stderr_bytes: 0,
     };
-    if Framing::Separator(separator).count(input) != u64::from(items) {
+    if framing.count(input) != u64::from(items) {
         for index in 0..items {
             let failure = Failure::error("the chunk has other items than it says").permanent();
             calls.attempt.results.fault(index, failure, 0, 0, 0);
@@ -133,13 +133,13 @@ pub(super) fn probe(
     bench: &mut Workbench,
     python: &PythonJob,
 ) -> Result<Option<Result<(), String>>, SpawnerGone> {
-    let separator = attempt.job.framing.separator().unwrap_or(b'\n');
+    let framing = attempt.job.framing;
     let mut calls = Calls {
         attempt,
         bench,
         python,
         input: &[],
-        separator,
+        framing,
         is_reused: false,
         stderr: BTreeMap::new(),
         stderr_bytes: 0,
@@ -165,7 +165,7 @@ struct Calls<'a, 'b> {
     bench: &'a mut Workbench,
     python: &'a PythonJob,
     input: &'a [u8],
-    separator: u8,
+    framing: Framing,
     /// Whether the last group has met an interpreter that had been left alone since it was loaded or had run
     /// others.
     is_reused: bool,
@@ -273,7 +273,7 @@ impl Calls<'_, '_> {
             true => Vec::new(),
             false => {
                 let job = &self.attempt.job;
-                set_up(self.python, job.max_output, job.limits.cpu_seconds, self.separator)
+                set_up(self.python, job.max_output, job.limits.cpu_seconds, self.framing)
             }
         };
         let head: [u8; REQUEST_BYTES];

@@ -115,6 +115,7 @@ fn submission() -> Submission {
             fill: Some(b"-".to_vec()),
             tag: false,
             records: false,
+            frames: false,
         },
         submitter: "ann@lab".to_owned(),
         submitted_ms: 7,

@@ -75,6 +75,12 @@ pub(crate) struct JobArgs {
     #[arg(value_parser = ColumnSeparator::new)]
     pub(crate) colsep: Option<ColumnSeparator>,
 
+    /// With --python: items come from standard input as bytes with their lengths before them (4 bytes, little
+    /// endian), and what becomes of each is a frame on standard output, as `OutputForm` in jobs.proto has it
+    #[arg(long, hide = true, requires = "python")]
+    #[arg(conflicts_with_all = ["input", "null", "delimiter", "colsep", "from_failures", "format", "tag", "fill"])]
+    pub(crate) frames: bool,
+
     /// With --colsep: at which ends of a column blanks are taken off [default: lr]
     #[arg(long, value_name = "ENDS", help_heading = ITEMS, requires = "colsep")]
     #[arg(hide_short_help = true)]

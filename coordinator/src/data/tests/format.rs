@@ -9,7 +9,7 @@ use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::varint;
 use widemap_proto::session::{Done, ItemStderr};
 
-use crate::data::format::{push_failure, push_failures_file_line, push_results};
+use crate::data::format::{Format, push_failure, push_failures_file_line, push_results};
 use crate::data::{Report, ResultShape, Shape};
 
 const PRINTED: Shape = Shape { input: LINES, results: ResultShape::Printed, is_block_wise: false };
@@ -57,6 +57,7 @@ fn json(shape: Shape, range: ItemRange, input: &'static [u8], done: &Done) -> St
     let mut out = Vec::new();
     push_results(
         &mut out,
+        &Format::Json,
         shape,
         &results,
         &done.output[within.start as usize..within.end as usize],
@@ -126,7 +127,7 @@ fn failures_say_what_happened_and_where_the_output_lacks_it() {
     let mut report = Report::new(range, Arc::from("bob"), &done, None);
     let record = report.failure(ItemRange::new(5, 1), 1, 2, Bytes::from_static(b"it"));
     let (mut in_output, mut in_file) = (Vec::new(), Vec::new());
-    push_failure(&mut in_output, PRINTED, &record);
+    push_failure(&mut in_output, &Format::Json, PRINTED, &record);
     push_failures_file_line(&mut in_file, PRINTED, &record, 1, "abc");
     let common = concat!(
         r#"{"seq":6,"item":"it","args":["it"],"status":"error","exit":3,"signal":null,"#,

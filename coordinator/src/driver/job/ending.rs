@@ -38,7 +38,7 @@ impl Job {
                 // What stands for a failed item in the output has its place there.
                 let results = self.outlets.as_ref().map(|outlets| &outlets.results);
                 let fills = results.is_some_and(|results| results.form.fill.is_some());
-                direct.finish(self.stopped, self.json || fills);
+                direct.finish(self.stopped, self.is_made || fills);
             }
             Way::Ledger(_) => self.deliverer.iter().for_each(Deliverer::close),
         }

@@ -41,8 +41,8 @@ impl Job {
         let Plan { spec, policy, results, blocks, .. } = plan;
         let shape = shape(&spec, blocks);
         let (format, is_ordered) = (plan::format(&results.form), !results.form.unordered);
-        let (json, has_times) = (format.is_json(), format.has_times());
-        let says_stderr = !results.form.json;
+        let (is_made, has_times) = (format.is_made(), format.has_times());
+        let (says_stderr, is_framed) = (!results.form.json, results.form.frames);
         let function = data::function_digest(&spec);
         // The output is made before the input is opened: what cannot be written is found out first.
         let (outlets, sink) = Outlets::create(results, shape, function)?;
@@ -92,8 +92,9 @@ impl Job {
             shape,
             private: plan.private,
             artifacts: plan.artifacts,
-            json,
+            is_made,
             says_stderr,
+            is_framed,
             has_times,
             input,
             held,
@@ -143,7 +144,7 @@ impl Job {
             None => HeldInput::new(spec.framing),
         };
         let format = plan::format(&output);
-        let (json, has_times) = (format.is_json(), format.has_times());
+        let (is_made, has_times) = (format.is_made(), format.has_times());
         let config = LedgerConfig {
             job: plan.id,
             writer: plan.writer,
@@ -161,8 +162,9 @@ impl Job {
             // What others submit does not run in this process's own directory.
             artifacts: plan.artifacts,
             private: false,
-            json,
+            is_made,
             says_stderr: !output.json,
+            is_framed: output.frames,
             has_times,
             input,
             held,

@@ -58,7 +58,8 @@ impl Outlets {
             separator: results.form.separator,
             recorder,
             is_hashed: results.receipt.is_some(),
-            failures: Some(failures),
+            // Whoever reads frames has those of failed items among them.
+            failures: (!results.form.frames).then_some(failures),
             function,
         };
         Ok((Self { results, output, receipt, failures_file, delivered: None }, sink))

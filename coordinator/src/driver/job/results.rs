@@ -34,7 +34,7 @@ impl Job {
         }
         let lines = self.stderr_lines(range, done);
         let lines = self.keep_stderr(lines);
-        let plain = done.faults.is_empty() && !self.json;
+        let plain = done.faults.is_empty() && !self.is_made;
         let told = match plain {
             true => Told::Plain { output_bytes: done.output_bytes },
             false => {
@@ -57,6 +57,9 @@ impl Job {
             return Vec::new();
         }
         let line = |told: &widemap_proto::session::ItemStderr| {
+            if self.is_framed {
+                return data::plain_lines(&told.data);
+            }
             let item = range.first + u64::from(told.index);
             let shown = match self.shape.is_block_wise {
                 true => Bytes::new(),
@@ -111,7 +114,7 @@ impl Job {
         let judged = judged.expect("an accept follows the end of its attempt");
         match &mut judged.told {
             Told::Plain { output_bytes } => self.way.accept(attempt, range, 0..*output_bytes),
-            Told::Full(report) if !self.json => match report.within(range) {
+            Told::Full(report) if !self.is_made => match report.within(range) {
                 Some(within) => self.way.accept(attempt, range, within),
                 None => return self.cannot_place(range, worker),
             },

@@ -246,6 +246,7 @@ fn submission(function: &str) -> Submission {
             fill: None,
             tag: false,
             records: false,
+            frames: false,
         },
         submitter: "a test".to_owned(),
         submitted_ms: 0,

@@ -348,6 +348,7 @@ fn plan(draft: Draft, places: &[&str], directory: &Path) -> Plan {
                 fill: None,
                 tag: false,
                 records: false,
+                frames: false,
             },
             recording: None,
             failures: Some(directory.join("failures")),

@@ -282,6 +282,9 @@ class Json:
     """Items and results are values of JSON. A chunk is read and written at once: what is put between the
     items is unknown to them, so that none can be taken for a part of its neighbour."""
 
+    # What is added to each result.
+    frame = 1
+
     def __init__(self, separator, max_output):
         import json
 
@@ -341,6 +344,8 @@ class Text:
     """Items are strings, and so are results; others are printed as JSON. Bytes that are not UTF-8 come and
     go as they are (surrogateescape)."""
 
+    frame = 1
+
     def __init__(self, separator, max_output):
         import json
 
@@ -362,6 +367,33 @@ class Text:
         return text.encode("utf-8", "surrogateescape") + self.separator
 
 
+class Bytes:
+    """Items are bytes with their lengths before them, and so are results."""
+
+    frame = 4
+
+    def __init__(self, max_output):
+        self.length = struct.Struct("<I")
+        self.max_output = max_output
+
+    def decode(self, count, data):
+        items, view, at = [], memoryview(data), 0
+        for _ in range(count):
+            (length,) = self.length.unpack_from(data, at)
+            items.append(view[at + 4 : at + 4 + length])
+            at += 4 + length
+        return items
+
+    def encode(self, values):
+        parts = []
+        for value in values:
+            parts += [self.length.pack(len(value)), value]
+        return b"".join(parts), [4 + len(value) for value in values]
+
+    def encode_one(self, value):
+        return self.length.pack(len(value)) + value
+
+
 class Chunk:
     """The results of a chunk, on their way to the worker."""
 
@@ -380,7 +412,7 @@ class Chunk:
                 body, lengths = self.form.encode(results)
             except BaseException:
                 body = None
-            if body is None or len(body) - len(results) > self.form.max_output:
+            if body is None or len(body) - self.form.frame * len(results) > self.form.max_output:
                 body, lengths = self.one_by_one(items, results, faults)
             self.most = 1 << 20
             if len(body) > BATCH_BYTES:
@@ -406,7 +438,7 @@ class Chunk:
             except BaseException as error:
                 faults[index] = (ERROR, told(error))
                 continue
-            if len(part) - 1 > self.form.max_output:
+            if len(part) - self.form.frame > self.form.max_output:
                 text = "returned more than %d bytes (--max-output)" % self.form.max_output
                 faults[index] = (TOO_MUCH, text.encode())
                 continue
@@ -483,8 +515,11 @@ def main():
     worker.tell(READY)
     if setup["cpu_seconds"]:
         function = limited(function, setup["cpu_seconds"])
-    separator = bytes([setup["separator"]])
-    form = (Text if setup["text"] else Json)(separator, setup["max_output"])
+    if setup["separator"] is None:
+        form = Bytes(setup["max_output"])
+    else:
+        separator = bytes([setup["separator"]])
+        form = (Text if setup["text"] else Json)(separator, setup["max_output"])
     chunk = Chunk(worker, form, time.monotonic_ns)
     while True:
         head = worker.read(REQUEST.size)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use serde::Serialize;
+use widemap_common::framing::Framing;
 use widemap_common::limits::TURN_BYTES;
 
 use super::frames::{ANSWER_BYTES, Answer};
@@ -61,7 +62,8 @@ struct SetUp<'a> {
     function: &'a str,
     initializer: Option<&'a str>,
     text: bool,
-    separator: u8,
+    /// None where items are bytes with their lengths before them.
+    separator: Option<u8>,
     max_output: u64,
     cpu_seconds: Option<NonZeroU32>,
     bytecode: bool,
@@ -156,7 +158,7 @@ pub(super) fn set_up(
     job: &PythonJob,
     max_output: u64,
     cpu_seconds: Option<NonZeroU32>,
-    separator: u8,
+    framing: Framing,
 ) -> Vec<u8> {
     let python = &job.python;
     let shown = String::from_utf8_lossy(&python.path);
@@ -169,7 +171,7 @@ pub(super) fn set_up(
         function: &python.function,
         initializer: python.initializer.as_deref(),
         text: python.is_text,
-        separator,
+        separator: framing.separator(),
         max_output,
         cpu_seconds,
         bytecode: job.keeps_bytecode,

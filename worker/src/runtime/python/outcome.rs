@@ -1,7 +1,6 @@
 //! What became of items, in results; and what follows for those that are left of a group.
 
 use memchr::memchr_iter;
-use widemap_common::framing::Framing;
 
 use super::frames::{FaultKind, Told, ToldFault};
 use super::interpreter::Nonsense;
@@ -131,9 +130,8 @@ impl Calls<'_, '_> {
 
     /// The first items of a group, and the rest.
     pub(super) fn cut(&self, group: &Group, items: u32) -> (Group, Group) {
-        let framing = Framing::Separator(self.separator);
         let bytes = &self.input[group.bytes.clone()];
-        let split = group.bytes.start + framing.offset_of(bytes, u64::from(items));
+        let split = group.bytes.start + self.framing.offset_of(bytes, u64::from(items));
         let before = Group { first: group.first, items, bytes: group.bytes.start..split };
         let after = Group {
             first: group.first + items,

@@ -1,0 +1,162 @@
+"""What runs in the interpreters of workers: it is sent there as the text that this file is, behind the lines that
+say what is special to a pool (see ``_runner_text``). Nothing of the package is installed there.
+
+An item is a batch: what to do with each value (1 byte), the length of the pickled function (4 bytes), the function,
+then the pickled values. Its result is the pickled (nanoseconds, values, errors by their place in the batch).
+"""
+
+import pickle
+import struct
+import sys
+import time
+
+MAP, STARMAP, APPLY = range(3)
+HEAD = struct.Struct("<BI")
+# Values of these types alone need nothing that pickle itself does not have.
+PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
+# Functions that were used, by their pickles; of long ones, which hold data, only the last.
+FUNCTIONS, LONG = {}, {}
+KEPT, LONG_BYTES = 64, 1 << 16
+
+
+def set_up():
+    """Makes this interpreter one of the pool, before anything runs."""
+    here = "%d.%d" % sys.version_info[:2]
+    if here != SETUP["python"]:
+        raise ImportError(
+            "this worker has Python %s (%s), and the pool is of Python %s: pickled functions are of one of them; "
+            "python= of the pool names an interpreter of the workers" % (here, sys.executable, SETUP["python"])
+        )
+    for path in SETUP["path"]:
+        if path not in sys.path:
+            sys.path.append(path)
+    bring_cloudpickle()
+    pickled = SETUP["initializer"]
+    if SETUP["initializer_file"] is not None:
+        with open(SETUP["initializer_file"], "rb") as file:
+            pickled = file.read()
+    if pickled is not None:
+        initializer, arguments = pickle.loads(pickled)
+        initializer(*arguments)
+
+
+def bring_cloudpickle():
+    """The pool's own cloudpickle, unless this interpreter has the same."""
+    import importlib.util
+    import types
+
+    sources, version = SETUP["cloudpickle"]
+    try:
+        import cloudpickle
+
+        if cloudpickle.__version__ == version:
+            return
+    except ImportError:
+        pass
+    for name in [name for name in sys.modules if name.split(".")[0] == "cloudpickle"]:
+        del sys.modules[name]
+    # All of them are known before any is run: the package imports its modules, and they each other.
+    for name in sources:
+        module = types.ModuleType(name)
+        module.__file__ = "<%s of the pool>" % name
+        module.__package__ = "cloudpickle"
+        if name == "cloudpickle":
+            module.__path__ = []
+        sys.modules[name] = module
+    for name in sources:
+        module = sys.modules[name]
+        if name != "cloudpickle":
+            setattr(sys.modules["cloudpickle"], name.rpartition(".")[2], module)
+        exec(compile(sources[name], module.__file__, "exec"), module.__dict__)
+
+
+def function_of(pickled):
+    known = LONG if len(pickled) > LONG_BYTES else FUNCTIONS
+    try:
+        return known[pickled]
+    except KeyError:
+        if len(known) >= (1 if known is LONG else KEPT):
+            known.clear()
+        function = known[pickled] = pickle.loads(pickled)
+        return function
+
+
+def dumps(value):
+    """Pickled; what pickle itself cannot take, or would only name (classes of ``__main__``), goes by value."""
+    import cloudpickle
+
+    return cloudpickle.dumps(value, 5)
+
+
+def packed(took, results, errors):
+    if not errors and len(results) == 1 and type(results[0]) in PLAIN:
+        return pickle.dumps((took, results, errors), 5)
+    return dumps((took, results, errors))
+
+
+def run(task):
+    """The results of a batch."""
+    began = time.perf_counter_ns()
+    kind, length = HEAD.unpack_from(task)
+    at = HEAD.size + length
+    results, errors = [], {}
+    try:
+        function = function_of(bytes(task[HEAD.size : at]))
+        values = pickle.loads(task[at:])
+    except BaseException as error:
+        return dumps((0, None, told(error)))
+    append = results.append
+    for index, value in enumerate(values):
+        try:
+            if kind == MAP:
+                append(function(value))
+            elif kind == STARMAP:
+                append(function(*value))
+            else:
+                append(function(*value[0], **value[1]))
+        except BaseException as error:
+            append(None)
+            errors[index] = told(error)
+    took = time.perf_counter_ns() - began
+    try:
+        return packed(took, results, errors)
+    except BaseException:
+        return packed(took, one_by_one(results, errors), errors)
+
+
+def one_by_one(results, errors):
+    """Of results that cannot be pickled all together, those that can."""
+    good = []
+    for index, value in enumerate(results):
+        try:
+            dumps(value)
+            good.append(value)
+        except BaseException as error:
+            from multiprocessing.pool import MaybeEncodingError
+
+            good.append(None)
+            errors[index] = told(MaybeEncodingError(error, value))
+    return good
+
+
+def told(error):
+    """An exception as it travels: itself, if it can be pickled and is one that a program should catch, and as text."""
+    import traceback
+
+    trace = error.__traceback__
+    if trace is not None and trace.tb_frame.f_globals is globals():
+        trace = trace.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except BaseException:
+        text = "%s (and its text cannot be made)" % type(error).__name__
+    pickled = None
+    if isinstance(error, Exception):
+        try:
+            pickled = dumps(error)
+        except BaseException:
+            pass
+    return pickled, text
+
+
+set_up()
