@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 import unittest
+from unittest import mock
 
 import support
 import widemap
@@ -105,9 +106,11 @@ class TenLines(unittest.TestCase):
         if not os.path.exists(other):
             subprocess.run([_program.find(), "key", "new", other], check=True, capture_output=True)
         (worker,) = self.workers(1)
-        with self.assertRaises(widemap.PoolBroken) as caught:
-            with widemap.Pool(workers=worker.address, key=other) as pool:
-                pool.map(abs, [1])
+        # How long another worker is waited for.
+        with mock.patch.dict(os.environ, WIDEMAP_WAIT_WORKERS="2s"):
+            with self.assertRaises(widemap.PoolBroken) as caught:
+                with widemap.Pool(workers=worker.address, key=other) as pool:
+                    pool.map(abs, [1])
         self.assertIn("key", str(caught.exception))
 
 

@@ -31,13 +31,18 @@ HEAD = struct.Struct("<BI")
 FRAME = struct.Struct("<IQB")
 
 # What a batch should take: short enough that little runs twice where an interpreter dies, long enough that its
-# way costs next to nothing.
-BATCH_NS = 10_000_000
+# way costs next to nothing. Of a list, whose end is known, the first ones may take longer: they get smaller towards
+# the end, each its slot's share of half of what is left (guided self-scheduling; Polychronopoulos and Kuck, 1987).
+BATCH_NS = 20_000_000
+FIRST_BATCH_NS = 100_000_000
+LAST_BATCH_NS = 2_000_000
 BATCH_ITEMS_MAX = 1 << 17
 # Batches that are on their way for each slot: one runs, one waits there, and one comes back.
 BATCHES_PER_SLOT = 4
 WRITE_BYTES = 1 << 18
 READ_BYTES = 1 << 20
+# Functions whose cost is remembered, for the next call of the same.
+COSTS_KEPT = 256
 # How long a process that was told to end may take.
 LEAVE_SECONDS = 1.0
 TOLD_LINES = 20
@@ -94,11 +99,14 @@ class Call:
         """How many values the next batch has."""
         if self.batch is not None:
             return self.batch
-        size = 1 if self.nanoseconds is None else int(BATCH_NS / self.nanoseconds)
-        if self.total is not None:
-            # Towards the end batches are smaller, so that all slots end together.
-            size = min(size, -(-(self.total - self.taken) // (3 * slots)))
-        return max(1, min(size, BATCH_ITEMS_MAX))
+        if self.nanoseconds is None:
+            return 1
+        if self.total is None:
+            size = BATCH_NS / self.nanoseconds
+        else:
+            share = (self.total - self.taken) / (2 * slots)
+            size = min(FIRST_BATCH_NS / self.nanoseconds, max(LAST_BATCH_NS / self.nanoseconds, share))
+        return max(1, min(int(size), BATCH_ITEMS_MAX))
 
 
 class Engine:
@@ -119,6 +127,7 @@ class Engine:
         self._is_closed = False
         self._error = None
         self._told = collections.deque(maxlen=TOLD_LINES)
+        self._costs = {}
         self._busy_ns, self._busy_since = 0, time.perf_counter_ns()
         self._directory = tempfile.mkdtemp(prefix="widemap-pool-")
         try:
@@ -155,6 +164,7 @@ class Engine:
         """Begins a call."""
         with self._lock:
             self._refuse_if_over()
+            call.nanoseconds = self._costs.get(call.function)
             self._calls.append(call)
             self._changed.notify_all()
 
@@ -268,8 +278,8 @@ class Engine:
             size = max(1, min(size, call.window()))
         values, error, is_over = [], None, False
         try:
-            for value in itertools.islice(call.values, size):
-                values.append(value)
+            # What came before an exception stays.
+            values.extend(itertools.islice(call.values, size))
             is_over = len(values) < size or (call.total is not None and call.taken + len(values) >= call.total)
         except BaseException as raised:
             error, is_over = raised, True
@@ -421,6 +431,9 @@ class Engine:
         call = batch.call
         if took:
             call.measured(took, batch.items)
+            if len(self._costs) >= COSTS_KEPT:
+                self._costs.clear()
+            self._costs[call.function] = call.nanoseconds
             self._busy(took)
         batch.values = None
         call.deliver(batch.first, values, errors)

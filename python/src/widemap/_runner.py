@@ -5,6 +5,7 @@ An item is a batch: what to do with each value (1 byte), the length of the pickl
 then the pickled values. Its result is the pickled (nanoseconds, values, errors by their place in the batch).
 """
 
+import itertools
 import pickle
 import struct
 import sys
@@ -105,18 +106,22 @@ def run(task):
         values = pickle.loads(task[at:])
     except BaseException as error:
         return dumps((0, None, told(error)))
-    append = results.append
-    for index, value in enumerate(values):
+    if kind == MAP:
+        called = map(function, values)
+    elif kind == STARMAP:
+        called = itertools.starmap(function, values)
+    else:
+        called = (function(*arguments, **named) for arguments, named in values)
+    # One that raises ends what is added; those behind it are added next.
+    while len(results) < len(values):
         try:
-            if kind == MAP:
-                append(function(value))
-            elif kind == STARMAP:
-                append(function(*value))
-            else:
-                append(function(*value[0], **value[1]))
+            results.extend(called)
+            if len(results) < len(values):
+                # The end of an iterator, as it seemed.
+                raise StopIteration
         except BaseException as error:
-            append(None)
-            errors[index] = told(error)
+            errors[len(results)] = told(error)
+            results.append(None)
     took = time.perf_counter_ns() - began
     try:
         return packed(took, results, errors)

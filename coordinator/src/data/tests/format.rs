@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use widemap_common::failure::{FailureKind, Fault};
-use widemap_common::framing::LINES;
+use widemap_common::framing::{Framing, LINES, push_length_prefixed};
 use widemap_common::ids::{AttemptId, ItemRange};
 use widemap_common::varint;
 use widemap_proto::session::{Done, ItemStderr};
@@ -175,4 +175,38 @@ fn the_place_of_a_range_is_found_by_whatever_tells_it() {
     done.output = Bytes::from_static(b"a\nb\nb\nc\ndd\ne\n");
     done.output_bytes = 14;
     assert_eq!(places(&done, Some(LINES))[1], None);
+}
+
+#[test]
+fn a_frame_has_its_length_its_number_and_what_came_of_the_item() {
+    let framed = Shape {
+        input: Framing::LengthPrefixed,
+        results: ResultShape::Framed(Framing::LengthPrefixed),
+        is_block_wise: false,
+    };
+    let mut output = Vec::new();
+    for result in [b"a\n".as_slice(), b""] {
+        push_length_prefixed(&mut output, result);
+    }
+    let done = done(Box::leak(output.into_boxed_slice()), &[6, 4]);
+    let range = ItemRange::new(7, 2);
+    let mut report = Report::new(range, Arc::from("ann"), &done, Some(Framing::LengthPrefixed));
+    let (within, results) = report.results(range, 1, Bytes::new()).unwrap();
+    let mut out = Vec::new();
+    let own = &done.output[within.start as usize..within.end as usize];
+    push_results(&mut out, &Format::Frames, framed, &results, own);
+    let want = [b"\x0b\0\0\0\x07\0\0\0\0\0\0\0\0a\n".as_slice(), b"\x09\0\0\0\x08\0\0\0\0\0\0\0\0"];
+    assert_eq!(out, want.concat());
+
+    let mut done = done;
+    done.faults = vec![fault(0, 0, 0)];
+    let mut report = Report::new(range, Arc::from("ann"), &done, Some(Framing::LengthPrefixed));
+    let record = report.failure(ItemRange::new(7, 1), 1, 1, Bytes::from_static(b"\xff secret"));
+    let mut out = Vec::new();
+    push_failure(&mut out, &Format::Frames, framed, &record);
+    assert_eq!(out[..4], (out.len() as u32 - 4).to_le_bytes());
+    assert_eq!(out[4..13], *b"\x07\0\0\0\0\0\0\0\x01");
+    let told: serde_json::Value = serde_json::from_slice(&out[13..]).unwrap();
+    assert_eq!((&told["status"], &told["seq"]), (&"error".into(), &8.into()));
+    assert!(told.get("item").is_none() && told.get("item_base64").is_none(), "{told}");
 }
