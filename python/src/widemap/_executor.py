@@ -1,5 +1,7 @@
 """`Executor`: a `concurrent.futures.Executor` over the interpreters of a pool."""
 
+from __future__ import annotations
+
 import atexit
 import collections
 import concurrent.futures
@@ -7,6 +9,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 from concurrent.futures.process import _RemoteTraceback
+from typing import Any, Callable, Iterable, Iterator
 
 from ._engine import Call, make
 from ._errors import PoolBroken, PoolTerminated
@@ -42,7 +45,13 @@ class Executor(concurrent.futures.Executor):
         [1, 2]
     """
 
-    def __init__(self, max_workers=None, initializer=None, initargs=(), **options):
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Iterable[Any] = (),
+        **options: Any,
+    ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         self._lock = threading.RLock()
@@ -55,7 +64,7 @@ class Executor(concurrent.futures.Executor):
         self._finalizer = weakref.finalize(self, engine.terminate)
         OPEN.add(self)
 
-    def submit(self, fn, /, *args, **kwargs):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """A future of `fn(*args, **kwargs)`."""
         future = Future()
         with self._lock:
@@ -68,13 +77,15 @@ class Executor(concurrent.futures.Executor):
             self._begin()
         return future
 
-    def map(self, fn, *iterables, timeout=None, chunksize=1):
+    def map(
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[Any]:
         """An iterator of what `fn` returns for each tuple of values, in order."""
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         return super().map(fn, *iterables, timeout=timeout)
 
-    def shutdown(self, wait=True, *, cancel_futures=False):
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Takes no more futures. Those there are are completed, or cancelled if they have not begun."""
         with self._lock:
             self._is_shut = True

@@ -1,5 +1,7 @@
 """`Pool`: `multiprocessing.Pool`, on every machine."""
 
+from __future__ import annotations
+
 import collections
 import os
 import sys
@@ -9,6 +11,7 @@ import warnings
 import weakref
 from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from ._engine import BATCHES_PER_SLOT, Call, make
 from ._pickle import dumps
@@ -122,11 +125,11 @@ class AsyncResult:
         self._error_callback = error_callback
         self._lock = threading.Lock()
 
-    def ready(self):
+    def ready(self) -> bool:
         """Whether it has ended, well or not."""
         return self._event.is_set()
 
-    def successful(self):
+    def successful(self) -> bool:
         """Whether it has ended well.
 
         Raises:
@@ -136,11 +139,11 @@ class AsyncResult:
             raise ValueError("{0!r} not ready".format(self))
         return self._success
 
-    def wait(self, timeout=None):
+    def wait(self, timeout: float | None = None) -> None:
         """Waits for the end, so many seconds at the most."""
         self._event.wait(timeout)
 
-    def get(self, timeout=None):
+    def get(self, timeout: float | None = None) -> Any:
         """The result.
 
         Raises:
@@ -249,10 +252,10 @@ class IMapIterator:
         self._progress = progress
         self.wake = None
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def next(self, timeout=None):
+    def next(self, timeout: float | None = None) -> Any:
         """The next result.
 
         Raises:
@@ -347,24 +350,24 @@ class Pool:
 
     def __init__(
         self,
-        processes=None,
-        initializer=None,
-        initargs=(),
-        maxtasksperchild=None,
-        context=None,
+        processes: int | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
         *,
-        workers=None,
-        coordinator=None,
-        key=None,
-        require=None,
-        retries=0,
-        timeout=None,
-        return_exceptions=False,
-        progress=False,
-        python=None,
-        files=(),
-        insecure=False,
-    ):
+        workers: str | Sequence[str] | None = None,
+        coordinator: str | None = None,
+        key: str | os.PathLike[str] | None = None,
+        require: Mapping[str, str] | None = None,
+        retries: int = 0,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+        progress: bool = False,
+        python: str | os.PathLike[str] | None = None,
+        files: Iterable[str | os.PathLike[str]] = (),
+        insecure: bool = False,
+    ) -> None:
         self._state = None
         options = Options(
             processes, initializer, initargs, maxtasksperchild, workers, key, require, retries, timeout, python, files,
@@ -393,11 +396,11 @@ class Pool:
     def __reduce__(self):
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
-    def __enter__(self):
+    def __enter__(self) -> Pool:
         self._check_running()
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.terminate()
 
     @property
@@ -411,11 +414,18 @@ class Pool:
         if self._engine.error() is not None:
             raise self._engine.error()
 
-    def apply(self, func, args=(), kwds={}):
+    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
         """What `func(*args, **kwds)` returns, in an interpreter of the pool."""
         return self.apply_async(func, args, kwds).get()
 
-    def apply_async(self, func, args=(), kwds={}, callback=None, error_callback=None):
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callable[[Any], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
         """Begins to call `func(*args, **kwds)`.
 
         Examples:
@@ -432,18 +442,27 @@ class Pool:
         self._engine.add(call)
         return result
 
-    def map(self, func, iterable, chunksize=None):
+    def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         """`list(map(func, iterable))`, in the interpreters of the pool.
 
         If a value fails, its exception is raised once all others are done.
         """
         return self.map_async(func, iterable, chunksize).get()
 
-    def map_async(self, func, iterable, chunksize=None, callback=None, error_callback=None):
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
         """Begins what `map` does."""
         return self._map_async(MAP, func, iterable, chunksize, callback, error_callback)
 
-    def starmap(self, func, iterable, chunksize=None):
+    def starmap(
+        self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[Any]:
         """`[func(*args) for args in iterable]`, in the interpreters of the pool.
 
         Examples:
@@ -454,7 +473,14 @@ class Pool:
         """
         return self.starmap_async(func, iterable, chunksize).get()
 
-    def starmap_async(self, func, iterable, chunksize=None, callback=None, error_callback=None):
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
         """Begins what `starmap` does."""
         return self._map_async(STARMAP, func, iterable, chunksize, callback, error_callback)
 
@@ -474,7 +500,9 @@ class Pool:
         self._engine.add(call)
         return result
 
-    def imap(self, func, iterable, chunksize=None):
+    def imap(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> IMapIterator:
         """An iterator of what `map` returns, in order. No more is taken of the iterable than is on its way.
 
         Examples:
@@ -487,7 +515,9 @@ class Pool:
         """
         return self._imap(IMapIterator, func, iterable, chunksize)
 
-    def imap_unordered(self, func, iterable, chunksize=None):
+    def imap_unordered(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> IMapIterator:
         """The same in the order in which they are done."""
         return self._imap(IMapUnorderedIterator, func, iterable, chunksize)
 
@@ -523,18 +553,18 @@ class Pool:
         # One that is ended takes its batch with it.
         return 1 if self._is_timed else chunksize
 
-    def close(self):
+    def close(self) -> None:
         """Nothing more is begun; what was begun is done."""
         if self._state == RUN:
             self._state = CLOSE
             self._engine.close()
 
-    def terminate(self):
+    def terminate(self) -> None:
         """Ends everything at once."""
         self._state = TERMINATE
         self._finalizer()
 
-    def join(self):
+    def join(self) -> None:
         """Waits for everything to end, after `close` or `terminate`."""
         if self._state == RUN:
             raise ValueError("Pool is still running")

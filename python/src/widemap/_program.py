@@ -1,12 +1,15 @@
 """Where the programs are, and a console script for the one that is called by another name."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import sys
 import sysconfig
+from typing import NoReturn
 
 
-def find():
+def find() -> str:
     """The path of ``widemap``.
 
     ``WIDEMAP_BIN`` names it; else it is the one that was installed with this package; else the first in ``PATH``.
@@ -32,6 +35,6 @@ def find():
     return found
 
 
-def worker():
+def worker() -> NoReturn:
     """Becomes ``widemap-worker``: the same program, called by that name."""
     os.execv(find(), ["widemap-worker"] + sys.argv[1:])
