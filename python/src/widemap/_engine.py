@@ -32,10 +32,10 @@ FRAME = struct.Struct("<IQB")
 
 # What a batch should take: short enough that little runs twice where an interpreter dies, long enough that its
 # way costs next to nothing. Of a list, whose end is known, the first ones may take longer: they get smaller towards
-# the end, each its slot's share of half of what is left (guided self-scheduling; Polychronopoulos and Kuck, 1987).
+# the end, each two thirds of its slot's share of what is left (guided self-scheduling; Polychronopoulos and Kuck, 1987).
 BATCH_NS = 20_000_000
-FIRST_BATCH_NS = 100_000_000
-LAST_BATCH_NS = 2_000_000
+FIRST_BATCH_NS = 250_000_000
+LAST_BATCH_NS = 4_000_000
 BATCH_ITEMS_MAX = 1 << 17
 # Batches that are on their way for each slot: one runs, one waits there, and one comes back.
 BATCHES_PER_SLOT = 4
@@ -104,7 +104,7 @@ class Call:
         if self.total is None:
             size = BATCH_NS / self.nanoseconds
         else:
-            share = (self.total - self.taken) / (2 * slots)
+            share = (self.total - self.taken) / (1.5 * slots)
             size = min(FIRST_BATCH_NS / self.nanoseconds, max(LAST_BATCH_NS / self.nanoseconds, share))
         return max(1, min(int(size), BATCH_ITEMS_MAX))
 
