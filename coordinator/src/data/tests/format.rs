@@ -200,7 +200,7 @@ fn a_frame_has_its_length_its_number_and_what_came_of_the_item() {
 
     let mut done = done;
     done.faults = vec![fault(0, 0, 0)];
-    let mut report = Report::new(range, Arc::from("ann"), &done, Some(Framing::LengthPrefixed));
+    let report = Report::new(range, Arc::from("ann"), &done, Some(Framing::LengthPrefixed));
     let record = report.failure(ItemRange::new(7, 1), 1, 1, Bytes::from_static(b"\xff secret"));
     let mut out = Vec::new();
     push_failure(&mut out, &Format::Frames, framed, &record);
