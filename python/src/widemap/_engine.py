@@ -37,6 +37,10 @@ BATCH_NS = 20_000_000
 FIRST_BATCH_NS = 250_000_000
 LAST_BATCH_NS = 4_000_000
 BATCH_ITEMS_MAX = 1 << 17
+# The same of an iterable, of which no more is taken than is on its way.
+ITERATED_ITEMS_MAX = 1 << 14
+# And what its pickle, and that of its results, should not be longer than.
+BATCH_BYTES = 2 << 20
 # Batches that are on their way for each slot: one runs, one waits there, and one comes back.
 BATCHES_PER_SLOT = 4
 WRITE_BYTES = 1 << 18
@@ -89,6 +93,11 @@ class Call:
         self.batches_out = 0
         self.is_over = False
         self.nanoseconds = None
+        self.value_bytes = 1.0
+
+    def weighed(self, length, items):
+        """Learns how long the pickle of a value, or of its result, is."""
+        self.value_bytes = max(0.9 * self.value_bytes, length / items)
 
     def measured(self, took, items):
         """Learns what a value costs: what is new counts more than what was."""
@@ -102,11 +111,11 @@ class Call:
         if self.nanoseconds is None:
             return 1
         if self.total is None:
-            size = BATCH_NS / self.nanoseconds
+            size = min(BATCH_NS / self.nanoseconds, ITERATED_ITEMS_MAX)
         else:
             share = (self.total - self.taken) / (1.5 * slots)
             size = min(FIRST_BATCH_NS / self.nanoseconds, max(LAST_BATCH_NS / self.nanoseconds, share))
-        return max(1, min(int(size), BATCH_ITEMS_MAX))
+        return max(1, min(int(size), int(BATCH_BYTES / self.value_bytes), BATCH_ITEMS_MAX))
 
 
 class Engine:
@@ -302,6 +311,7 @@ class Engine:
         call = batch.call
         try:
             pickled = dumps(batch.values)
+            call.weighed(len(pickled), batch.items)
         except BaseException as error:
             self._settle(batch, [None] * batch.items, dict.fromkeys(range(batch.items), error), 0)
             return None
@@ -368,6 +378,7 @@ class Engine:
     def _done(self, number, body):
         with self._lock:
             batch = self._sent.get(number)
+        batch.call.weighed(len(body), batch.items)
         try:
             took, values, errors = pickle.loads(body)
         except BaseException as error:
