@@ -28,6 +28,7 @@ PROCESSES = "looks at the process objects of ProcessPoolExecutor"
 SCRIPT = "runs a script that imports the executor from concurrent.futures; test_executor.py has the same"
 EXECUTOR_SKIPPED = {
     "test_crash_at_task_unpickle": BROKEN,
+    "test_crash_big_data": BROKEN,
     "test_crash_during_func_exec_on_worker": BROKEN,
     "test_crash_during_result_pickle_on_worker": BROKEN,
     "test_error_at_task_unpickle": BROKEN,
