@@ -99,6 +99,11 @@ class TenLines(unittest.TestCase):
         with widemap.Pool(coordinator="127.0.0.1:1", key=self.key) as pool:
             with self.assertRaises(widemap.PoolBroken) as caught:
                 pool.map(abs, [1])
+            endless = pool.imap(abs, itertools.count())
+            with self.assertRaises(widemap.PoolBroken):
+                next(endless)
+            with self.assertRaises(StopIteration):
+                next(endless)
         self.assertIn("127.0.0.1:1", str(caught.exception))
 
     def test_a_wrong_key_is_an_error_that_says_so(self):

@@ -47,6 +47,14 @@ class Executors(unittest.TestCase):
             executor.submit(abs, 1)
         executor.shutdown()
 
+    def test_all_that_wait_hear_that_it_is_broken(self):
+        executor = widemap.Executor(1)
+        futures = [executor.submit(time.sleep, 600) for _ in range(3000)]
+        executor._engine._process.kill()
+        for future in futures:
+            self.assertIsInstance(future.exception(30), widemap.BrokenExecutor)
+        executor.shutdown()
+
     def test_a_program_that_ends_completes_what_it_has_submitted(self):
         script = support.run(
             "import time, widemap\n"

@@ -316,8 +316,14 @@ class Engine:
             self._settle(batch, [None] * batch.items, dict.fromkeys(range(batch.items), error), 0)
             return None
         with self._lock:
-            self._sent[self._number] = batch
-            self._number += 1
+            # What was in this thread's hands when everything ended was not seen there.
+            ended = self._error
+            if ended is None:
+                self._sent[self._number] = batch
+                self._number += 1
+        if ended is not None:
+            call.end(None, ended)
+            return None
         head = HEAD.pack(call.kind, len(call.function))
         return [LENGTH.pack(len(head) + len(call.function) + len(pickled)), head, call.function, pickled]
 
@@ -590,9 +596,18 @@ class JobsEngine:
                 calls += [part] if part is not None else []
             if not calls and not self._again:
                 return
-            engine = Engine(self.options, self._remote_traceback, self, self._again)
-            self._again = []
-            self._running.add(engine)
+            again, self._again = self._again, []
+            try:
+                engine = Engine(self.options, self._remote_traceback, self, again)
+            except Exception as error:
+                broken = PoolBroken("the process that gives out the work cannot be started: %s" % error)
+                engine = None
+            else:
+                self._running.add(engine)
+        if engine is None:
+            for call in calls + [batch.call for batch in again]:
+                call.end(None, broken)
+            return
         for call in calls:
             try:
                 engine.add(call)
@@ -622,6 +637,9 @@ class JobsEngine:
 
         def end(count, broken):
             if count is None:
+                with self._changed:
+                    if call in self._iterators:
+                        self._iterators.remove(call)
                 call.end(None, broken)
             elif call.is_over:
                 call.end(call.taken, error)
@@ -631,7 +649,12 @@ class JobsEngine:
     def again(self, batches):
         """Batches go once more, with the next job."""
         with self._changed:
-            self._again += batches
+            error = self._error
+            if error is None:
+                self._again += batches
+        if error is not None:
+            for batch in batches:
+                batch.call.end(None, error)
 
     def over(self, engine):
         """A job has ended: those who iterate go on."""

@@ -119,7 +119,8 @@ class Executor(concurrent.futures.Executor):
             try:
                 self._engine.add(call)
             except Exception as error:
-                done.end(None, error)
+                self._running.discard(future)
+                future.set_exception(as_broken(error))
 
     def _over(self, future, call):
         with self._lock:
@@ -167,8 +168,13 @@ class Done:
         if error is None:
             return
         self.executor._over(self.future, self.call)
-        if isinstance(error, (PoolBroken, PoolTerminated)):
-            broken = BrokenExecutor(str(error))
-            broken.__cause__ = error
-            error = broken
-        self.future.set_exception(error)
+        self.future.set_exception(as_broken(error))
+
+
+def as_broken(error):
+    """What ended everything, as executors tell it."""
+    if not isinstance(error, (PoolBroken, PoolTerminated)):
+        return error
+    broken = BrokenExecutor(str(error))
+    broken.__cause__ = error
+    return broken

@@ -6,6 +6,7 @@ import collections
 import os
 import sys
 import threading
+import traceback
 import types
 import warnings
 import weakref
@@ -165,6 +166,9 @@ class AsyncResult:
         try:
             if callback is not None:
                 callback(self._value)
+        except Exception:
+            # One that fails is no reason to end what others wait for.
+            traceback.print_exc()
         finally:
             self._event.set()
 
