@@ -89,6 +89,9 @@ pub(super) struct Segment {
 /// Bytes that are gathered before they are written.
 const GATHERED_BYTES: usize = 1024 * 1024;
 
+/// What is so long goes to the file as it is, uncopied.
+const UNCOPIED_BYTES: usize = GATHERED_BYTES / 4;
+
 impl Segment {
     pub(super) fn new(number: u32, file: Box<dyn MediumFile>) -> Self {
         let (end, gathered, parts) = (0, Vec::new(), Vec::new());
@@ -113,9 +116,11 @@ impl Segment {
 
     /// Writes what is gathered.
     pub(super) fn hand_over(&mut self) -> io::Result<()> {
-        self.file.write_at(&self.gathered, self.end)?;
-        self.end += self.gathered.len() as u64;
-        self.gathered.clear();
+        if !self.gathered.is_empty() {
+            self.file.write_at(&self.gathered, self.end)?;
+            self.end += self.gathered.len() as u64;
+            self.gathered.clear();
+        }
         Ok(())
     }
 
@@ -130,9 +135,15 @@ impl Write for Segment {
         let taken = &bytes[..bytes.len().min(PART_BYTES_MAX - self.part_bytes)];
         self.part = crc32c::crc32c_append(self.part, taken);
         self.part_bytes += taken.len();
-        self.gathered.extend_from_slice(taken);
         if self.part_bytes == PART_BYTES_MAX {
             self.end_part();
+        }
+        if taken.len() >= UNCOPIED_BYTES {
+            self.hand_over()?;
+            self.file.write_at(taken, self.end)?;
+            self.end += taken.len() as u64;
+        } else {
+            self.gathered.extend_from_slice(taken);
         }
         if self.gathered.len() >= GATHERED_BYTES {
             self.hand_over()?;
