@@ -1,5 +1,6 @@
 """What a pool does, as a user of multiprocessing expects it."""
 
+import collections
 import contextlib
 import functools
 import gc
@@ -7,6 +8,7 @@ import io
 import itertools
 import os
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -240,6 +242,55 @@ class Whole(unittest.TestCase):
             got = pool.map(lambda x: os._exit(1) if x == 49 else x, range(100))
         self.assertIsInstance(got[49], widemap.ItemCrashed)
         self.assertEqual(got[:49] + got[50:], list(range(49)) + list(range(50, 100)))
+
+    def test_one_of_many_small_tasks_that_ends_its_interpreter_fails_alone(self):
+        def task(x):
+            return os._exit(1) if x == 700 else -x
+
+        with widemap.Pool(2, return_exceptions=True) as pool:
+            # What they cost is known then, and they travel together.
+            self.assertEqual(pool.map(task, range(100), chunksize=1), [-x for x in range(100)])
+            got = pool.map(task, range(1000), chunksize=1)
+            self.assertIsInstance(got.pop(700), widemap.ItemCrashed)
+            self.assertEqual(got, [-x for x in range(1000) if x != 700])
+            single = [pool.apply_async(task, (x,)) for x in range(690, 710)]
+            for x, result in zip(range(690, 710), single):
+                result.wait()
+                self.assertEqual(result.successful(), x != 700, x)
+
+    def test_small_tasks_that_travel_together_fail_and_are_retried_each_for_itself(self):
+        with tempfile.TemporaryDirectory() as directory:
+
+            def task(x):
+                if x % 10:
+                    return x
+                with open(os.path.join(directory, str(x)), "a+") as file:
+                    file.write("once")
+                    file.seek(0)
+                    if len(file.read()) < 8:
+                        raise ValueError(x)
+                return -x
+
+            want = [x if x % 10 else -x for x in range(500)]
+            with widemap.Pool(2, retries=1) as pool:
+                self.assertEqual(pool.map(task, range(1, 10), chunksize=1), list(range(1, 10)))
+                self.assertEqual(pool.map(task, range(500), chunksize=1), want)
+                self.assertEqual({os.path.getsize(file.path) for file in os.scandir(directory)}, {8})
+
+    def test_a_first_call_is_shared_by_all_interpreters(self):
+        def whose(x):
+            until = time.perf_counter() + 50e-6
+            while time.perf_counter() < until:
+                pass
+            return os.getpid()
+
+        for _ in range(5):
+            with widemap.Pool(2) as pool:
+                # Interpreters that have run something cheap are not taken for ones that everything is cheap for.
+                pool.map(abs, range(10))
+                count = collections.Counter(pool.map(whose, range(20_000)))
+            self.assertEqual(len(count), 2)
+            self.assertGreater(min(count.values()), 2_000, count)
 
     def test_an_iterable_that_fails_is_told_behind_its_values(self):
         def source():

@@ -135,6 +135,8 @@ impl Sizing {
         let limit_us = match self.rule {
             Rule::Block => SHORT_BLOCK_US,
             Rule::Measured if self.item_us.mean * 2.0 < self.target_us => 2.0 * self.target_us,
+            // Whoever names the size and what it should take has made attempts that take about that.
+            Rule::Fixed(_) => SHORT_ATTEMPT_US.max(self.target_us / 2.0),
             _ => SHORT_ATTEMPT_US,
         };
         self.attempt_us.samples > 0 && self.attempt_us.mean < limit_us
@@ -229,5 +231,17 @@ mod tests {
         assert_eq!(fixed.depth(200), 4);
         fixed.measured(1, 1_000_000);
         assert_eq!(fixed.depth(200), 0, "nothing waits behind something long");
+    }
+
+    #[test]
+    fn what_is_long_follows_the_target_where_both_are_named() {
+        let long = |chunk_target| {
+            let mut fixed =
+                Sizing::new(&JobPolicy { chunk_items: Some(1), chunk_target, ..policy() });
+            fixed.measured(1, 400_000);
+            fixed.depth(200)
+        };
+        assert_eq!(long(policy().chunk_target), 0);
+        assert_eq!(long(Duration::from_secs(1)), 1);
     }
 }

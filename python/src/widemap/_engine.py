@@ -1,10 +1,9 @@
 """One `widemap` process, and the work that goes through it.
 
-The process runs `widemap map --frames`: batches go in on its standard input, each with its length before it, and come
-back on its standard output in the order in which they are done. Everything between (workers and how they are
-found and proved, chunks, retries, lost machines) is the process's. Three threads serve it: one writes, and pulls from
-the iterables of the calls as it does; one reads, and hands results to the calls; one passes on what the functions
-print.
+The process runs `widemap map --frames`: parcels of batches go in on its standard input, each with its length before
+it, and come back on its standard output in the order in which they are done. Everything between (workers and how they
+are found and proved, retries, lost machines) is the process's. Three threads serve it: one writes, and pulls from the
+iterables of the calls as it does; one reads, and hands results to the calls; one passes on what the functions print.
 """
 
 import collections
@@ -27,14 +26,14 @@ from ._pickle import dumps
 from ._runner_text import text
 
 LENGTH = struct.Struct("<I")
-HEAD = struct.Struct("<BI")
+HEAD = struct.Struct("<BII")
 FRAME = struct.Struct("<IQB")
 
 # What a batch should take: short enough that little runs twice where an interpreter dies, long enough that its
 # way costs next to nothing. Of a list, whose end is known, the first ones may take longer: they get smaller towards
 # the end, each two thirds of its slot's share of what is left (guided self-scheduling; Polychronopoulos and Kuck, 1987).
 BATCH_NS = 20_000_000
-FIRST_BATCH_NS = 250_000_000
+FIRST_BATCH_NS = 500_000_000
 LAST_BATCH_NS = 4_000_000
 BATCH_ITEMS_MAX = 1 << 17
 # The same of an iterable, of which no more is taken than is on its way.
@@ -43,8 +42,14 @@ ITERATED_ITEMS_MAX = 1 << 14
 BATCH_BYTES = 2 << 20
 # Batches that are on their way for each slot: one runs, one waits there, and one comes back.
 BATCHES_PER_SLOT = 4
+# The same for all slots, where it is not known how many there are, nor, perhaps, what a value costs.
+UNSIZED_BATCHES = 1024
+# Batches that take less travel in one parcel, with others, up to so much of each: a parcel has a cost of its own.
+PARCEL_NS = 2_000_000
+PARCEL_BATCHES = 256
+PARCEL_BYTES = 1 << 16
 WRITE_BYTES = 1 << 18
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 18
 # Functions whose cost is remembered, for the next call of the same.
 COSTS_KEPT = 256
 # How long a process that was told to end may take.
@@ -57,16 +62,44 @@ JOBS_AT_ONCE = 4
 
 
 class Batch:
-    """Values that travel together."""
+    """Values that are worked off together."""
 
-    __slots__ = ("call", "first", "values", "items", "tries")
+    __slots__ = ("call", "first", "values", "items", "tries", "is_alone")
 
-    def __init__(self, call, first, values, tries=0):
+    def __init__(self, call, first, values, tries=0, is_alone=False):
         self.call = call
         self.first = first
         self.values = values
         self.items = len(values)
         self.tries = tries
+        # Whether others would suffer from what becomes of it.
+        self.is_alone = is_alone
+
+
+class Parcel:
+    """Batches that are about to travel together, as one item."""
+
+    def __init__(self):
+        self.batches = []
+        self.pieces = []
+        self.bytes = 0
+        self.nanoseconds = 0
+
+    def has_room(self, nanoseconds, length):
+        """Whether one more may go with them."""
+        return not self.batches or (
+            self.nanoseconds + nanoseconds <= PARCEL_NS
+            and self.bytes + length <= PARCEL_BYTES
+            and len(self.batches) < PARCEL_BATCHES
+        )
+
+    def add(self, batch, pickled, nanoseconds):
+        """One more of them."""
+        call = batch.call
+        self.batches.append(batch)
+        self.pieces += (HEAD.pack(call.kind, len(call.function), len(pickled)), call.function, pickled)
+        self.bytes += HEAD.size + len(call.function) + len(pickled)
+        self.nanoseconds += nanoseconds
 
 
 class Call:
@@ -80,6 +113,8 @@ class Call:
     def __init__(self, kind, function, values, deliver, end, total=None, batch=None, window=None, whole=False):
         self.kind = kind
         self.function = function
+        # A list is cut, which takes less than to go through it.
+        self.list = values if type(values) is list else None
         self.values = iter(values)
         self.deliver = deliver
         self.end = end
@@ -114,7 +149,9 @@ class Call:
             size = min(BATCH_NS / self.nanoseconds, ITERATED_ITEMS_MAX)
         else:
             share = (self.total - self.taken) / (1.5 * slots)
-            size = min(FIRST_BATCH_NS / self.nanoseconds, max(LAST_BATCH_NS / self.nanoseconds, share))
+            # Slots that wait get something soon; what is prepared meanwhile may take longer.
+            most = FIRST_BATCH_NS if self.batches_out >= slots else BATCH_NS
+            size = min(most / self.nanoseconds, max(LAST_BATCH_NS / self.nanoseconds, share))
         return max(1, min(int(size), int(BATCH_BYTES / self.value_bytes), BATCH_ITEMS_MAX))
 
 
@@ -137,7 +174,7 @@ class Engine:
         self._error = None
         self._told = collections.deque(maxlen=TOLD_LINES)
         self._costs = {}
-        self._busy_ns, self._busy_since = 0, time.perf_counter_ns()
+        self._busy_ns, self._longest_ns, self._busy_since = 0, 0, time.perf_counter_ns()
         self._directory = tempfile.mkdtemp(prefix="widemap-pool-")
         try:
             command = self._command()
@@ -226,14 +263,19 @@ class Engine:
 
     def _write_all(self):
         descriptor = self._process.stdin.fileno()
-        pieces, size = [], 0
+        pieces, size, parcel = [], 0, Parcel()
         while True:
-            batch = self._next(wait=not pieces)
-            if batch is not None:
-                frame = self._frame(batch)
-                if frame is not None:
-                    pieces += frame
-                    size += sum(map(len, frame))
+            batch = self._next(wait=not pieces and not parcel.batches)
+            pickled = None if batch is None else self._pickled(batch)
+            if pickled is not None:
+                cost = self._cost(batch)
+                if not parcel.has_room(cost, len(pickled)):
+                    size += self._post(parcel, pieces)
+                    parcel = Parcel()
+                parcel.add(batch, pickled, cost)
+            elif batch is None and parcel.batches:
+                size += self._post(parcel, pieces)
+                parcel = Parcel()
             if pieces and (batch is None or size >= WRITE_BYTES):
                 write_whole(descriptor, pieces[0] if len(pieces) == 1 else b"".join(pieces))
                 pieces, size = [], 0
@@ -269,14 +311,24 @@ class Engine:
             if call.is_over:
                 self._calls.remove(call)
                 continue
-            # Batches of a fixed size wait in the pipe; others become what has been learned until then.
-            is_full = call.batches_out >= BATCHES_PER_SLOT * self.slots
-            if call.batch is None and is_full and self._jobs is None:
+            if self._jobs is None and self._is_full(call):
                 continue
             if call.window is not None and call.window() <= 0:
                 continue
             return call
         return None
+
+    def _is_full(self, call):
+        """Whether what comes next of a call should wait, to become what is learned until then."""
+        is_known = call.nanoseconds is not None
+        if call.batch is not None and (is_known or not self.options.is_local):
+            # Of a fixed size it waits in the pipe.
+            return False
+        most = BATCHES_PER_SLOT * self.slots
+        if not self.options.is_local and not (is_known and call.nanoseconds < LAST_BATCH_NS):
+            # How many slots workers have is not known either, and values that take long go one by one.
+            most = max(most, UNSIZED_BATCHES)
+        return call.batches_out >= most
 
     def _cut(self, call):
         """Takes the next values of a call, outside of the lock: the iterable is the user's."""
@@ -288,7 +340,10 @@ class Engine:
         values, error, is_over = [], None, False
         try:
             # What came before an exception stays.
-            values.extend(itertools.islice(call.values, size))
+            if call.list is not None:
+                values = call.list[call.taken : call.taken + size]
+            else:
+                values.extend(itertools.islice(call.values, size))
             is_over = len(values) < size or (call.total is not None and call.taken + len(values) >= call.total)
         except BaseException as raised:
             error, is_over = raised, True
@@ -299,15 +354,15 @@ class Engine:
             call.taken += len(values)
             call.is_over = is_over
             if is_over:
-                call.values = iter(())
+                call.values, call.list = iter(()), None
             if batch is not None:
                 call.batches_out += 1
         if is_over:
             call.end(call.taken, error)
         return batch
 
-    def _frame(self, batch):
-        """A batch as it is sent; None if it cannot be pickled, which its call is told."""
+    def _pickled(self, batch):
+        """The values of a batch as they are sent; None if they cannot be pickled, which its call is told."""
         call = batch.call
         try:
             pickled = dumps(batch.values)
@@ -315,17 +370,30 @@ class Engine:
         except BaseException as error:
             self._settle(batch, [None] * batch.items, dict.fromkeys(range(batch.items), error), 0)
             return None
+        return pickled
+
+    def _cost(self, batch):
+        """How long a batch should take, in nanoseconds. One that goes alone fills a parcel."""
+        cost = batch.call.nanoseconds
+        # A coordinator puts the items of its jobs together itself.
+        is_alone = batch.is_alone or self._jobs is not None or self.options.goes_singly
+        return PARCEL_NS + 1 if cost is None or is_alone else int(cost * batch.items)
+
+    def _post(self, parcel, pieces):
+        """Adds a parcel to what is written next; how many bytes that is."""
         with self._lock:
             # What was in this thread's hands when everything ended was not seen there.
             ended = self._error
             if ended is None:
-                self._sent[self._number] = batch
+                self._sent[self._number] = parcel.batches
                 self._number += 1
         if ended is not None:
-            call.end(None, ended)
-            return None
-        head = HEAD.pack(call.kind, len(call.function))
-        return [LENGTH.pack(len(head) + len(call.function) + len(pickled)), head, call.function, pickled]
+            for batch in parcel.batches:
+                batch.call.end(None, ended)
+            return 0
+        pieces.append(LENGTH.pack(parcel.bytes))
+        pieces += parcel.pieces
+        return LENGTH.size + parcel.bytes
 
     def _read(self):
         error = None
@@ -382,67 +450,91 @@ class Engine:
         return data[at:]
 
     def _done(self, number, body):
-        with self._lock:
-            batch = self._sent.get(number)
-        batch.call.weighed(len(body), batch.items)
+        batches, again, at = self._batches(number), [], 0
+        for batch in batches:
+            (length,) = LENGTH.unpack_from(body, at)
+            at += LENGTH.size
+            again += self._returned(batch, body[at : at + length])
+            at += length
+        self._over(number, again)
+
+    def _returned(self, batch, pickled):
+        """A batch has come back: what of it goes once more."""
+        batch.call.weighed(len(pickled), batch.items)
         try:
-            took, values, errors = pickle.loads(body)
+            took, values, errors = pickle.loads(pickled)
         except BaseException as error:
             if batch.items > 1:
-                return self._split(number, batch)
-            return self._over(number, batch, [None], {0: cannot_be_read(error)}, 0)
+                return self._singly(batch)
+            self._settle(batch, [None], {0: cannot_be_read(error)}, 0)
+            return []
         if values is None:
             # What was sent cannot be unpickled there.
             values, errors = [None] * batch.items, dict.fromkeys(range(batch.items), errors)
         if errors:
             errors = {index: exception(told, self._remote_traceback) for index, told in errors.items()}
-            again = [index for index in errors if batch.tries < self.options.retries]
-            if again:
-                return self._once_more(number, batch, values, errors, again, took)
-        self._over(number, batch, values, errors, took)
+            if batch.tries < self.options.retries:
+                return self._retried(batch, values, errors, took)
+        self._settle(batch, values, errors, took)
+        return []
 
     def _failed(self, number, body):
-        with self._lock:
-            batch = self._sent.get(number)
+        batches = self._batches(number)
         told = json.loads(bytes(body))
-        if batch.items > 1 and told["status"] in ("crash", "timeout", "error"):
-            return self._split(number, batch)
+        may_be_others = told["status"] in ("crash", "timeout", "error")
+        if may_be_others and len(batches) > 1:
+            # One of them is not like the others.
+            for batch in batches:
+                batch.is_alone = True
+            return self._over(number, batches)
         kinds = {"crash": ItemCrashed, "timeout": ItemTimeout}
         kind = kinds.get(told["status"], RemoteError)
         where = " (worker %s)" % told["worker"] if told.get("worker") else ""
-        self._over(number, batch, [None], {0: kind("%s%s" % (told["error"], where))}, 0)
+        again = []
+        for batch in batches:
+            if may_be_others and batch.items > 1:
+                again += self._singly(batch)
+            else:
+                error = kind("%s%s" % (told["error"], where))
+                self._settle(batch, [None] * batch.items, dict.fromkeys(range(batch.items), error), 0)
+        self._over(number, again)
 
-    def _split(self, number, batch):
+    def _batches(self, number):
+        """What a parcel has; nothing once everything has ended."""
+        with self._lock:
+            return self._sent.get(number, ())
+
+    def _singly(self, batch):
         """The values of a batch, each alone: one of them is not like the others."""
+        with self._lock:
+            batch.call.batches_out += batch.items - 1
+        return [
+            Batch(batch.call, batch.first + index, [value], batch.tries, is_alone=True)
+            for index, value in enumerate(batch.values)
+        ]
+
+    def _retried(self, batch, values, errors, took):
+        """Values whose function has raised an exception, each alone; of the others it is told."""
         call = batch.call
-        alone = [Batch(call, batch.first + index, [value], batch.tries) for index, value in enumerate(batch.values)]
-        self._run_again(number, batch, alone)
-
-    def _run_again(self, number, batch, parts):
-        """Parts of a batch go once more."""
         with self._lock:
-            self._sent.pop(number)
-            batch.call.batches_out += len(parts) - 1
-            if self._jobs is None:
-                self._again.extend(parts)
-                self._changed.notify_all()
-        if self._jobs is not None:
-            self._jobs.again(parts)
-
-    def _once_more(self, number, batch, values, errors, again, took):
-        """Values whose function has raised an exception run again, each alone; of the others it is told."""
-        call, places = batch.call, set(again)
-        retried = [Batch(call, batch.first + index, [batch.values[index]], batch.tries + 1) for index in again]
-        self._run_again(number, batch, retried)
+            call.batches_out += len(errors) - 1
         for index in range(batch.items):
-            if index not in places:
-                call.deliver(batch.first + index, [values[index]], {0: errors[index]} if index in errors else {})
+            if index not in errors:
+                call.deliver(batch.first + index, [values[index]], {})
         self._busy(took)
+        return [Batch(call, batch.first + index, [batch.values[index]], batch.tries + 1) for index in errors]
 
-    def _over(self, number, batch, values, errors, took):
+    def _over(self, number, again):
+        """A parcel is done with, but for what goes once more."""
         with self._lock:
+            if self._error is not None:
+                return
             self._sent.pop(number)
-        self._settle(batch, values, errors, took)
+            if self._jobs is None:
+                self._again.extend(again)
+            self._changed.notify_all()
+        if self._jobs is not None and again:
+            self._jobs.again(again)
 
     def _settle(self, batch, values, errors, took):
         call = batch.call
@@ -459,16 +551,20 @@ class Engine:
             self._changed.notify_all()
 
     def _busy(self, took):
-        """Learns how many slots there are, of how many were busy at once."""
+        """Learns how many slots there are, of how many were busy at once: of workers that is not known."""
+        if self.options.is_local:
+            return
         self._busy_ns += took
+        self._longest_ns = max(self._longest_ns, took)
         now = time.perf_counter_ns()
         passed = now - self._busy_since
-        if passed >= 100_000_000:
+        # What a batch took counts when it ends: of a shorter time it would be too much.
+        if passed >= max(100_000_000, 4 * self._longest_ns):
             at_once = self._busy_ns / passed
             # Where most of what is on its way runs, more would.
             if at_once > self.slots:
                 self.slots = int(at_once * 1.5) + 1
-            self._busy_ns, self._busy_since = 0, now
+            self._busy_ns, self._longest_ns, self._busy_since = 0, 0, now
 
     def _pass_on(self):
         """What functions print comes out here; what the program itself says is kept for an error."""
@@ -503,7 +599,7 @@ class Engine:
                 return
             self._error = error
             calls = {id(call): call for call in self._calls}
-            for batch in itertools.chain(self._sent.values(), self._again):
+            for batch in itertools.chain(*self._sent.values(), self._again):
                 calls[id(batch.call)] = batch.call
             self._calls.clear()
             self._sent.clear()

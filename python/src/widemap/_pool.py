@@ -14,7 +14,7 @@ from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from ._engine import BATCHES_PER_SLOT, Call, make
+from ._engine import BATCHES_PER_SLOT, FIRST_BATCH_NS, Call, make
 from ._pickle import dumps
 from ._progress import Progress
 from ._runner_text import APPLY, MAP, STARMAP
@@ -71,13 +71,18 @@ class Options:
         self.files = [os.fspath(path) for path in files]
         self.insecure = insecure
         self.slots = processes or cpus()
+        # Of batches that share an item nobody could tell which is too late, or counts for an interpreter's replacement.
+        self.goes_singly = timeout is not None or maxtasksperchild is not None
 
     def flags(self):
         """The options of `widemap map`."""
         flags = ["--quiet", "--no-progress", "--retries", "0", "--max-output", "1G"]
         if self.coordinator:
             flags += ["--coordinator", self.coordinator]
-        elif self.is_local:
+        else:
+            # How much goes at a time was decided here, by what it costs; the next one waits where it will run.
+            flags += ["--chunk", "1", "--chunk-target", "%dms" % (2 * FIRST_BATCH_NS // 1_000_000)]
+        if self.is_local:
             flags += ["--local", str(self.slots), "--no-mdns"]
         elif self.processes is not None:
             flags += ["--local", str(self.processes)]

@@ -1,8 +1,9 @@
 """What runs in the interpreters of workers: it is sent there as the text that this file is, behind the lines that
 say what is special to a pool (see ``_runner_text``). Nothing of the package is installed there.
 
-An item is a batch: what to do with each value (1 byte), the length of the pickled function (4 bytes), the function,
-then the pickled values. Its result is the pickled (nanoseconds, values, errors by their place in the batch).
+An item is some batches, one behind the other, each of them: what to do with each value (1 byte), the lengths of the
+pickled function and of the pickled values (4 bytes each), the function, the values. Its result is, for each batch, the
+length (4 bytes) of the pickled (nanoseconds, values, errors by their place in the batch), and that.
 """
 
 import itertools
@@ -12,7 +13,8 @@ import sys
 import time
 
 MAP, STARMAP, APPLY = range(3)
-HEAD = struct.Struct("<BI")
+HEAD = struct.Struct("<BII")
+LENGTH = struct.Struct("<I")
 # Values of these types alone need nothing that pickle itself does not have.
 PLAIN = frozenset({int, float, bool, str, bytes, type(None)})
 # Functions that were used, by their pickles; of long ones, which hold data, only the last.
@@ -95,15 +97,26 @@ def packed(took, results, errors):
     return dumps((took, results, errors))
 
 
-def run(task):
+def run(item):
+    """The results of all batches of an item."""
+    at, done = 0, []
+    while at < len(item):
+        kind, function_length, values_length = HEAD.unpack_from(item, at)
+        at += HEAD.size
+        function, at = item[at : at + function_length], at + function_length
+        values, at = item[at : at + values_length], at + values_length
+        result = run_batch(kind, function, values)
+        done += (LENGTH.pack(len(result)), result)
+    return b"".join(done)
+
+
+def run_batch(kind, pickled_function, pickled_values):
     """The results of a batch."""
     began = time.perf_counter_ns()
-    kind, length = HEAD.unpack_from(task)
-    at = HEAD.size + length
     results, errors = [], {}
     try:
-        function = function_of(bytes(task[HEAD.size : at]))
-        values = pickle.loads(task[at:])
+        function = function_of(bytes(pickled_function))
+        values = pickle.loads(pickled_values)
     except BaseException as error:
         return dumps((0, None, told(error)))
     if kind == MAP:

@@ -118,7 +118,7 @@ pub(crate) struct JobArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::CHUNK_ITEMS_MAX)))]
     pub(crate) chunk: Option<u32>,
 
-    /// What one sending should take
+    /// What one sending should take; with --chunk, up to half of it is sent ahead
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = parse_duration)]
     #[arg(help_heading = HOW, hide_short_help = true)]
     pub(crate) chunk_target: Duration,
