@@ -94,6 +94,25 @@ class TenLines(unittest.TestCase):
             self.assertEqual([next(endless) for _ in range(300)], list(range(300)))
             with self.assertRaises(ValueError):
                 pool.map(int, ["1", "x"])
+            got = threading.Semaphore(1)
+
+            def answered():
+                for value in range(5):
+                    self.assertTrue(got.acquire(timeout=30), "the value before was never worked off")
+                    yield value
+
+            for want, value in enumerate(pool.imap(abs, answered())):
+                self.assertEqual(value, want)
+                got.release()
+            self.assertEqual(want, 4)
+        pool = widemap.Pool(coordinator=service.address, key=self.key)
+        left = pool.imap(abs, (value for value in range(3_000)))
+        pool.close()
+        ended = threading.Thread(target=pool.join, daemon=True)
+        ended.start()
+        ended.join(60)
+        self.assertFalse(ended.is_alive())
+        self.assertEqual(list(left), list(range(3_000)))
 
     def test_a_coordinator_that_is_not_there_is_an_error(self):
         with widemap.Pool(coordinator="127.0.0.1:1", key=self.key) as pool:

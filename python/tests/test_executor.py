@@ -3,6 +3,7 @@
 import os
 import time
 import unittest
+from concurrent.futures import BrokenExecutor
 
 import support
 import widemap
@@ -53,6 +54,18 @@ class Executors(unittest.TestCase):
         executor._engine._process.kill()
         for future in futures:
             self.assertIsInstance(future.exception(30), widemap.BrokenExecutor)
+        executor.shutdown()
+
+    def test_who_ends_everything_at_a_result_leaves_nobody_waiting(self):
+        executor = widemap.Executor(2)
+        # What they cost is known, so that they travel together.
+        self.assertEqual(list(executor.map(abs, range(2000))), list(range(2000)))
+        futures = [executor.submit(abs, n) for n in range(2000)]
+        futures[1000].add_done_callback(lambda _: executor._engine.terminate())
+        outcomes = [future.exception(30) for future in futures]
+        self.assertIsNone(outcomes[1000])
+        self.assertTrue(all(error is None or isinstance(error, BrokenExecutor) for error in outcomes), outcomes[-1])
+        self.assertIsNotNone(outcomes[-1])
         executor.shutdown()
 
     def test_a_program_that_ends_completes_what_it_has_submitted(self):

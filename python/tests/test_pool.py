@@ -151,6 +151,37 @@ class Calls(unittest.TestCase):
             results.next(timeout=0.05)
         self.assertEqual(results.next(timeout=30), 0.6)
 
+    def test_imap_of_what_comes_slowly_gives_each_result_before_the_next_value(self):
+        self.pool.map(abs, range(1000))
+        for imap in (self.pool.imap, self.pool.imap_unordered):
+            got = threading.Semaphore(1)
+
+            def answered():
+                for value in range(20):
+                    # As a program that asks on when it has the answer.
+                    self.assertTrue(got.acquire(timeout=30), "the value before was never worked off")
+                    yield value
+
+            for want, value in enumerate(imap(abs, answered())):
+                self.assertEqual(value, want)
+                got.release()
+            self.assertEqual(want, 19)
+
+    def test_an_iterable_that_waits_holds_up_nothing_else(self):
+        go_on = threading.Event()
+
+        def waits():
+            yield 1
+            if not go_on.wait(30):
+                raise TimeoutError("held up")
+            yield 2
+
+        results = self.pool.imap(abs, waits())
+        self.assertEqual(next(results), 1)
+        self.assertEqual(self.pool.map(abs, range(-100, 0)), list(range(100, 0, -1)))
+        go_on.set()
+        self.assertEqual(list(results), [2])
+
     def test_callbacks_are_called_before_get_returns(self):
         called = []
         self.pool.map_async(int, ["1", "2"], callback=called.append).wait(30)
@@ -277,6 +308,36 @@ class Whole(unittest.TestCase):
                 self.assertEqual(pool.map(task, range(500), chunksize=1), want)
                 self.assertEqual({os.path.getsize(file.path) for file in os.scandir(directory)}, {8})
 
+    def test_tasks_that_wait_for_each_other_meet(self):
+        def meet(mine, other):
+            open(mine, "w").close()
+            until = time.monotonic() + 30
+            while not os.path.exists(other):
+                if time.monotonic() > until:
+                    raise TimeoutError(other)
+                time.sleep(0.001)
+
+        directory = support.directory(self)
+        paths = [os.path.join(directory, str(number)) for number in range(8)]
+        with widemap.Pool(2) as pool:
+            # What is known to take next to nothing then may take longer.
+            pool.starmap(meet, [(paths[0], paths[0])] * 100)
+            for a, b in zip(paths[0::2], paths[1::2]):
+                results = [pool.apply_async(meet, pair) for pair in ((a, b), (b, a))]
+                self.assertEqual([result.get(60) for result in results], [None, None])
+
+    def test_a_list_that_changes_meanwhile_ends_as_long_as_it_was(self):
+        with widemap.Pool(2) as pool:
+            values = list(range(100))
+            result = pool.map_async(lambda x: time.sleep(0.01) or x, values)
+            values += range(1000, 1010)
+            self.assertEqual(result.get(60), list(range(100)))
+            values = list(range(100))
+            result = pool.map_async(lambda x: time.sleep(0.01) or x, values)
+            del values[50:]
+            with self.assertRaisesRegex(RuntimeError, "shorter"):
+                result.get(60)
+
     def test_a_first_call_is_shared_by_all_interpreters(self):
         def whose(x):
             until = time.perf_counter() + 50e-6
@@ -313,6 +374,17 @@ class Whole(unittest.TestCase):
             pool.apply(abs, (1,))
         pool.join()
         self.assertEqual(result.get(0), list(range(10)))
+
+    def test_what_nobody_has_taken_is_there_after_join(self):
+        pool = widemap.Pool(2)
+        # More than a window of what takes so long.
+        results = pool.imap(lambda x: time.sleep(0.001) or x, (value for value in range(1_000)))
+        pool.close()
+        ended = threading.Thread(target=pool.join, daemon=True)
+        ended.start()
+        ended.join(60)
+        self.assertFalse(ended.is_alive())
+        self.assertEqual(list(results), list(range(1_000)))
 
     def test_terminate_ends_what_waits_within_a_second(self):
         pool = widemap.Pool(2)

@@ -2,8 +2,9 @@
 
 The process runs `widemap map --frames`: parcels of batches go in on its standard input, each with its length before
 it, and come back on its standard output in the order in which they are done. Everything between (workers and how they
-are found and proved, retries, lost machines) is the process's. Three threads serve it: one writes, and pulls from the
-iterables of the calls as it does; one reads, and hands results to the calls; one passes on what the functions print.
+are found and proved, retries, lost machines) is the process's. Three threads serve it: one cuts batches and writes; one
+reads, and hands results to the calls; one passes on what the functions print. Iterables whose end is not known have a
+thread each (`Feed`).
 """
 
 import collections
@@ -18,141 +19,27 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from multiprocessing.pool import RemoteTraceback
 
 from . import _program
+from ._calls import BATCH_ITEMS_MAX, BATCH_NS, BATCHES_PER_SLOT, FIRST_BATCH_NS, PARCEL_NS, Batch, Feed, Parcel
 from ._errors import ItemCrashed, ItemTimeout, PoolBroken, PoolTerminated, RemoteError
 from ._pickle import dumps
 from ._runner_text import text
 
 LENGTH = struct.Struct("<I")
-HEAD = struct.Struct("<BII")
 FRAME = struct.Struct("<IQB")
 
-# What a batch should take: short enough that little runs twice where an interpreter dies, long enough that its
-# way costs next to nothing. Of a list, whose end is known, the first ones may take longer: they get smaller towards
-# the end, each two thirds of its slot's share of what is left (guided self-scheduling; Polychronopoulos and Kuck, 1987).
-BATCH_NS = 20_000_000
-FIRST_BATCH_NS = 500_000_000
-LAST_BATCH_NS = 4_000_000
-BATCH_ITEMS_MAX = 1 << 17
-# The same of an iterable, of which no more is taken than is on its way.
-ITERATED_ITEMS_MAX = 1 << 14
-# And what its pickle, and that of its results, should not be longer than.
-BATCH_BYTES = 2 << 20
-# Batches that are on their way for each slot: one runs, one waits there, and one comes back.
-BATCHES_PER_SLOT = 4
-# The same for all slots, where it is not known how many there are, nor, perhaps, what a value costs.
-UNSIZED_BATCHES = 1024
-# Batches that take less travel in one parcel, with others, up to so much of each: a parcel has a cost of its own.
-PARCEL_NS = 2_000_000
-PARCEL_BATCHES = 256
-PARCEL_BYTES = 1 << 16
 WRITE_BYTES = 1 << 18
 READ_BYTES = 1 << 18
 # Functions whose cost is remembered, for the next call of the same.
 COSTS_KEPT = 256
+# Batches that a call becomes which is a part of a job: what its values cost is not known before it runs.
+BATCHES_OF_JOB = 256
 # How long a process that was told to end may take.
 LEAVE_SECONDS = 1.0
 TOLD_LINES = 20
-# Batches that a call becomes which is a part of a job: what its values cost is not known before it runs.
-BATCHES_OF_JOB = 256
-# Jobs that one pool has with a coordinator at a time.
-JOBS_AT_ONCE = 4
-
-
-class Batch:
-    """Values that are worked off together."""
-
-    __slots__ = ("call", "first", "values", "items", "tries", "is_alone")
-
-    def __init__(self, call, first, values, tries=0, is_alone=False):
-        self.call = call
-        self.first = first
-        self.values = values
-        self.items = len(values)
-        self.tries = tries
-        # Whether others would suffer from what becomes of it.
-        self.is_alone = is_alone
-
-
-class Parcel:
-    """Batches that are about to travel together, as one item."""
-
-    def __init__(self):
-        self.batches = []
-        self.pieces = []
-        self.bytes = 0
-        self.nanoseconds = 0
-
-    def has_room(self, nanoseconds, length):
-        """Whether one more may go with them."""
-        return not self.batches or (
-            self.nanoseconds + nanoseconds <= PARCEL_NS
-            and self.bytes + length <= PARCEL_BYTES
-            and len(self.batches) < PARCEL_BATCHES
-        )
-
-    def add(self, batch, pickled, nanoseconds):
-        """One more of them."""
-        call = batch.call
-        self.batches.append(batch)
-        self.pieces += (HEAD.pack(call.kind, len(call.function), len(pickled)), call.function, pickled)
-        self.bytes += HEAD.size + len(call.function) + len(pickled)
-        self.nanoseconds += nanoseconds
-
-
-class Call:
-    """Something that is to be done with each of some values.
-
-    `deliver(first, values, errors)` is called with the results of a batch, in the thread that reads; `errors` has the
-    exceptions of those that failed, by their place in it. `end(count, error)` is called once, when it is known how many
-    values there are: with the exception of the iterable if that is what ended it.
-    """
-
-    def __init__(self, kind, function, values, deliver, end, total=None, batch=None, window=None, whole=False):
-        self.kind = kind
-        self.function = function
-        # A list is cut, which takes less than to go through it.
-        self.list = values if type(values) is list else None
-        self.values = iter(values)
-        self.deliver = deliver
-        self.end = end
-        self.total = total
-        # A fixed number of values a batch; and whether one that is cut short by an exception counts for nothing.
-        self.batch = batch
-        self.is_whole = whole
-        # Tells how many more values may be on their way; None is any number.
-        self.window = window
-        self.taken = 0
-        self.batches_out = 0
-        self.is_over = False
-        self.nanoseconds = None
-        self.value_bytes = 1.0
-
-    def weighed(self, length, items):
-        """Learns how long the pickle of a value, or of its result, is."""
-        self.value_bytes = max(0.9 * self.value_bytes, length / items)
-
-    def measured(self, took, items):
-        """Learns what a value costs: what is new counts more than what was."""
-        cost = max(1.0, took / max(1, items))
-        self.nanoseconds = cost if self.nanoseconds is None else (self.nanoseconds + 3 * cost) / 4
-
-    def next_size(self, slots):
-        """How many values the next batch has."""
-        if self.batch is not None:
-            return self.batch
-        if self.nanoseconds is None:
-            return 1
-        if self.total is None:
-            size = min(BATCH_NS / self.nanoseconds, ITERATED_ITEMS_MAX)
-        else:
-            share = (self.total - self.taken) / (1.5 * slots)
-            # Slots that wait get something soon; what is prepared meanwhile may take longer.
-            most = FIRST_BATCH_NS if self.batches_out >= slots else BATCH_NS
-            size = min(most / self.nanoseconds, max(LAST_BATCH_NS / self.nanoseconds, share))
-        return max(1, min(int(size), int(BATCH_BYTES / self.value_bytes), BATCH_ITEMS_MAX))
 
 
 class Engine:
@@ -171,10 +58,13 @@ class Engine:
         self._sent = {}
         self._number = 0
         self._is_closed = False
+        self._is_joined = False
         self._error = None
         self._told = collections.deque(maxlen=TOLD_LINES)
         self._costs = {}
-        self._busy_ns, self._longest_ns, self._busy_since = 0, 0, time.perf_counter_ns()
+        self._busy_ns, self._busy_since = 0, time.perf_counter_ns()
+        # Where it is not known how many slots there are, it is learned sooner from short batches.
+        self._longest = FIRST_BATCH_NS if options.is_local else BATCH_NS
         self._directory = tempfile.mkdtemp(prefix="widemap-pool-")
         try:
             command = self._command()
@@ -211,6 +101,8 @@ class Engine:
         with self._lock:
             self._refuse_if_over()
             call.nanoseconds = self._costs.get(call.function)
+            if call.window is not None:
+                call.feed = Feed(call, self._changed, lambda: self._error is not None, lambda: self._is_joined)
             self._calls.append(call)
             self._changed.notify_all()
 
@@ -235,6 +127,9 @@ class Engine:
 
     def join(self):
         """Waits for the process and the threads to end."""
+        with self._lock:
+            self._is_joined = True
+            self._changed.notify_all()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -248,9 +143,6 @@ class Engine:
     def _write(self):
         try:
             self._write_all()
-        except BrokenPipeError:
-            # The thread that reads finds out why.
-            pass
         except BaseException as error:
             self._fail(error)
             self._end_process()
@@ -263,21 +155,26 @@ class Engine:
 
     def _write_all(self):
         descriptor = self._process.stdin.fileno()
-        pieces, size, parcel = [], 0, Parcel()
+        pieces, size, parcel = [], 0, None
         while True:
-            batch = self._next(wait=not pieces and not parcel.batches)
+            batch = self._next(wait=not pieces and parcel is None)
             pickled = None if batch is None else self._pickled(batch)
+            cost = 0 if pickled is None else self._cost(batch)
+            is_posted = batch is None or (pickled is not None and parcel and not parcel.has_room(cost, len(pickled)))
+            if is_posted and parcel is not None:
+                size += LENGTH.size + parcel.bytes
+                pieces.append(LENGTH.pack(parcel.bytes))
+                pieces += parcel.pieces
+                parcel = None
             if pickled is not None:
-                cost = self._cost(batch)
-                if not parcel.has_room(cost, len(pickled)):
-                    size += self._post(parcel, pieces)
-                    parcel = Parcel()
-                parcel.add(batch, pickled, cost)
-            elif batch is None and parcel.batches:
-                size += self._post(parcel, pieces)
-                parcel = Parcel()
+                # Before something is written, so that nobody but the tables holds what is lost with the process.
+                parcel = self._load(parcel, batch, pickled, cost)
             if pieces and (batch is None or size >= WRITE_BYTES):
-                write_whole(descriptor, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                try:
+                    write_whole(descriptor, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                except BrokenPipeError:
+                    # The thread that reads finds out why, and ends what was on its way.
+                    return
                 pieces, size = [], 0
             elif batch is None:
                 return
@@ -291,20 +188,21 @@ class Engine:
                         return None
                     if self._again:
                         return self._again.popleft()
-                    call = self._choose()
+                    call, patience = self._choose()
                     if call is not None:
                         break
                     if self._is_closed and not self._calls and (self._jobs is not None or not self._sent):
                         return None
                     if not wait:
                         return None
-                    self._changed.wait()
+                    self._changed.wait(patience)
             batch = self._cut(call)
             if batch is not None:
                 return batch
 
     def _choose(self):
-        """A call that may send more: in turn."""
+        """A call that may send more, in turn; if there is none, when to look again at the latest."""
+        soonest = None
         for _ in range(len(self._calls)):
             call = self._calls[0]
             self._calls.rotate(-1)
@@ -313,42 +211,46 @@ class Engine:
                 continue
             if self._jobs is None and self._is_full(call):
                 continue
-            if call.window is not None and call.window() <= 0:
-                continue
-            return call
-        return None
+            if call.feed is not None:
+                patience = call.feed.patience(call.next_size(self.slots), call.batch is not None)
+                if patience is None:
+                    continue
+                if patience > 0:
+                    soonest = patience if soonest is None else min(soonest, patience)
+                    continue
+            return call, None
+        return None, soonest
 
     def _is_full(self, call):
-        """Whether what comes next of a call should wait, to become what is learned until then."""
-        is_known = call.nanoseconds is not None
-        if call.batch is not None and (is_known or not self.options.is_local):
+        """Whether what comes next of a call should wait."""
+        if call.batch is not None and (call.nanoseconds is not None or not self.options.is_local):
             # Of a fixed size it waits in the pipe.
             return False
-        most = BATCHES_PER_SLOT * self.slots
-        if not self.options.is_local and not (is_known and call.nanoseconds < LAST_BATCH_NS):
-            # How many slots workers have is not known either, and values that take long go one by one.
-            most = max(most, UNSIZED_BATCHES)
-        return call.batches_out >= most
+        return call.batches_out >= call.batches_max(self.slots, self.options.is_local)
 
     def _cut(self, call):
         """Takes the next values of a call, outside of the lock: the iterable is the user's."""
-        size = call.next_size(self.slots)
+        size = call.next_size(self.slots, self._longest)
         if self._jobs is not None and call.batch is None:
             size = max(1, min(-(-call.total // BATCHES_OF_JOB), BATCH_ITEMS_MAX))
-        if call.window is not None:
-            size = max(1, min(size, call.window()))
+        if call.total is not None:
+            size = min(size, call.total - call.taken)
         values, error, is_over = [], None, False
         try:
             # What came before an exception stays.
-            if call.list is not None:
+            if call.feed is not None:
+                values, is_over = call.feed.take(size)
+                error = call.feed.error if is_over else None
+                if error is not None and call.is_whole and len(values) < size:
+                    values = []
+            elif call.list is not None:
                 values = call.list[call.taken : call.taken + size]
             else:
                 values.extend(itertools.islice(call.values, size))
-            is_over = len(values) < size or (call.total is not None and call.taken + len(values) >= call.total)
+            if call.feed is None:
+                is_over = len(values) < size or (call.total is not None and call.taken + len(values) >= call.total)
         except BaseException as raised:
             error, is_over = raised, True
-            if call.is_whole:
-                values = []
         batch = Batch(call, call.taken, values) if values else None
         with self._lock:
             call.taken += len(values)
@@ -357,8 +259,13 @@ class Engine:
                 call.values, call.list = iter(()), None
             if batch is not None:
                 call.batches_out += 1
+        if is_over and error is None and call.total is not None and call.taken < call.total:
+            error = RuntimeError("what is mapped became shorter meanwhile")
         if is_over:
             call.end(call.taken, error)
+            if self._error is not None:
+                # It was ended with that before, and must not wait for results.
+                ended_with(call, self._error)
         return batch
 
     def _pickled(self, batch):
@@ -379,21 +286,25 @@ class Engine:
         is_alone = batch.is_alone or self._jobs is not None or self.options.goes_singly
         return PARCEL_NS + 1 if cost is None or is_alone else int(cost * batch.items)
 
-    def _post(self, parcel, pieces):
-        """Adds a parcel to what is written next; how many bytes that is."""
+    def _load(self, parcel, batch, pickled, cost):
+        """Adds a batch to a parcel, or begins one with it: from now on it is on its way."""
         with self._lock:
             # What was in this thread's hands when everything ended was not seen there.
             ended = self._error
             if ended is None:
-                self._sent[self._number] = parcel.batches
-                self._number += 1
+                if parcel is None:
+                    parcel = Parcel()
+                    self._sent[self._number] = parcel.batches
+                    self._number += 1
+                parcel.batches.append(batch)
+                if len(self._sent) <= BATCHES_PER_SLOT * self.slots:
+                    # As long as slots may wait for something, nothing waits for others.
+                    cost = PARCEL_NS + 1
         if ended is not None:
-            for batch in parcel.batches:
-                batch.call.end(None, ended)
-            return 0
-        pieces.append(LENGTH.pack(parcel.bytes))
-        pieces += parcel.pieces
-        return LENGTH.size + parcel.bytes
+            ended_with(batch.call, ended)
+        elif parcel is not None:
+            parcel.add(batch, pickled, cost)
+        return parcel
 
     def _read(self):
         error = None
@@ -554,17 +465,18 @@ class Engine:
         """Learns how many slots there are, of how many were busy at once: of workers that is not known."""
         if self.options.is_local:
             return
-        self._busy_ns += took
-        self._longest_ns = max(self._longest_ns, took)
         now = time.perf_counter_ns()
         passed = now - self._busy_since
-        # What a batch took counts when it ends: of a shorter time it would be too much.
-        if passed >= max(100_000_000, 4 * self._longest_ns):
+        # What a batch took counts when it ends, and no more of it than has passed.
+        self._busy_ns += min(took, passed)
+        if passed >= max(100_000_000, 4 * took):
             at_once = self._busy_ns / passed
             # Where most of what is on its way runs, more would.
             if at_once > self.slots:
                 self.slots = int(at_once * 1.5) + 1
-            self._busy_ns, self._longest_ns, self._busy_since = 0, 0, now
+            else:
+                self._longest = FIRST_BATCH_NS
+            self._busy_ns, self._busy_since = 0, now
 
     def _pass_on(self):
         """What functions print comes out here; what the program itself says is kept for an error."""
@@ -598,15 +510,18 @@ class Engine:
             if self._error is not None:
                 return
             self._error = error
-            calls = {id(call): call for call in self._calls}
+            # Of those that send nothing more only what is on its way counts.
+            calls = {id(call): call for call in self._calls if not call.is_over}
             for batch in itertools.chain(*self._sent.values(), self._again):
-                calls[id(batch.call)] = batch.call
+                # The results of others are being handed over.
+                if batch.values is not None:
+                    calls[id(batch.call)] = batch.call
             self._calls.clear()
             self._sent.clear()
             self._again.clear()
             self._changed.notify_all()
         for call in calls.values():
-            call.end(None, error)
+            ended_with(call, error)
 
     def _end_process(self):
         process = self._process
@@ -618,154 +533,12 @@ class Engine:
                 process.kill()
 
 
-class JobsEngine:
-    """The same through a coordinator that serves: it takes jobs, and a job's input has an end. So calls are put
-    together to jobs: those that come while others run are the next one."""
-
-    def __init__(self, options, remote_traceback=RemoteTraceback):
-        self.options = options
-        self.slots = options.slots
-        self._remote_traceback = remote_traceback
-        self._changed = threading.Condition()
-        self._waiting = []
-        self._again = []
-        self._iterators = []
-        self._running = set()
-        self._is_closed = False
-        self._error = None
-
-    def add(self, call):
-        """Begins a call."""
-        with self._changed:
-            if self._error is not None:
-                raise self._error
-            if self._is_closed:
-                raise ValueError("Pool not running")
-            if call.window is None:
-                self._waiting.append(call)
-            else:
-                self._iterators.append(call)
-        self._go_on()
-
-    def wake(self):
-        """A window has more room."""
-        self._go_on()
-
-    def close(self):
-        """Nothing more is begun."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-
-    def terminate(self):
-        """Ends everything at once."""
-        error = PoolTerminated("the pool was terminated before this was done")
-        with self._changed:
-            self._is_closed, self._error = True, error
-            calls = self._waiting + self._iterators + [batch.call for batch in self._again]
-            self._waiting, self._iterators, self._again = [], [], []
-            running = list(self._running)
-        for call in calls:
-            call.end(None, error)
-        for engine in running:
-            engine.terminate()
-
-    def join(self):
-        """Waits for all jobs to end."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: not (self._waiting or self._again or self._iterators or self._running)
-            )
-
-    def error(self):
-        """Why nothing is done any more, if so."""
-        return self._error
-
-    def _go_on(self):
-        """Begins the next job, if there is something for one and not too many run."""
-        with self._changed:
-            if self._error is not None or len(self._running) >= JOBS_AT_ONCE:
-                return
-            calls, self._waiting = self._waiting, []
-            for call in [call for call in self._iterators if call.batches_out == 0 and call.window() > 0]:
-                part = self._part(call)
-                calls += [part] if part is not None else []
-            if not calls and not self._again:
-                return
-            again, self._again = self._again, []
-            try:
-                engine = Engine(self.options, self._remote_traceback, self, again)
-            except Exception as error:
-                broken = PoolBroken("the process that gives out the work cannot be started: %s" % error)
-                engine = None
-            else:
-                self._running.add(engine)
-        if engine is None:
-            for call in calls + [batch.call for batch in again]:
-                call.end(None, broken)
-            return
-        for call in calls:
-            try:
-                engine.add(call)
-            except Exception as error:
-                call.end(None, error)
-        engine.close()
-
-    def _part(self, call):
-        """The next values of an iterable, as a call of their own; None if there are none."""
-        first, values, error = call.taken, [], None
-        most = call.window()
-        try:
-            values.extend(itertools.islice(call.values, most))
-        except BaseException as raised:
-            error = raised
-        call.taken += len(values)
-        if error is not None or len(values) < most:
-            call.is_over = True
-            self._iterators.remove(call)
-        if not values:
-            call.end(call.taken, error)
-            return None
-        call.batches_out = 1
-
-        def deliver(place, results, errors):
-            call.deliver(first + place, results, errors)
-
-        def end(count, broken):
-            if count is None:
-                with self._changed:
-                    if call in self._iterators:
-                        self._iterators.remove(call)
-                call.end(None, broken)
-            elif call.is_over:
-                call.end(call.taken, error)
-
-        return Call(call.kind, call.function, values, deliver, end, total=len(values), batch=call.batch)
-
-    def again(self, batches):
-        """Batches go once more, with the next job."""
-        with self._changed:
-            error = self._error
-            if error is None:
-                self._again += batches
-        if error is not None:
-            for batch in batches:
-                batch.call.end(None, error)
-
-    def over(self, engine):
-        """A job has ended: those who iterate go on."""
-        with self._changed:
-            self._running.discard(engine)
-            self.slots = max(self.slots, engine.slots)
-            for call in self._iterators:
-                call.batches_out = 0
-            self._changed.notify_all()
-        self._go_on()
-
-
-def make(options, remote_traceback=RemoteTraceback):
-    """What fits the options."""
-    return (JobsEngine if options.coordinator else Engine)(options, remote_traceback)
+def ended_with(call, error):
+    """Ends a call with an error. What its user does then must not keep others from being ended."""
+    try:
+        call.end(None, error)
+    except Exception:
+        traceback.print_exc()
 
 
 def write_whole(descriptor, data):

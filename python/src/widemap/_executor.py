@@ -7,12 +7,13 @@ import collections
 import concurrent.futures
 import threading
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import _RemoteTraceback
 from typing import Any, Callable, Iterable, Iterator
 
-from ._engine import Call, make
+from ._calls import LAST_BATCH_NS, UNSIZED_BATCHES, Call
 from ._errors import PoolBroken, PoolTerminated
+from ._jobs import make
 from ._pool import Functions, Options
 from ._runner_text import APPLY
 
@@ -108,6 +109,9 @@ class Executor(concurrent.futures.Executor):
         most = FUTURES_PER_SLOT * slots
         if self._nanoseconds is not None:
             most = max(most, int(slots * QUEUE_NS / self._nanoseconds))
+        if not self._engine.options.is_local and (self._nanoseconds is None or self._nanoseconds >= LAST_BATCH_NS):
+            # How many slots workers have is not known.
+            most = max(most, UNSIZED_BATCHES)
         while self._waiting and len(self._running) < most:
             future, function, value = self._waiting.popleft()
             if not future.set_running_or_notify_cancel():
@@ -159,16 +163,24 @@ class Done:
         """The call's result."""
         self.executor._over(self.future, self.call)
         if errors:
-            self.future.set_exception(errors[0])
+            ended(self.future.set_exception, errors[0])
         else:
-            self.future.set_result(values[0])
+            ended(self.future.set_result, values[0])
 
     def end(self, count, error):
         """The call will have no result, if there is an error."""
         if error is None:
             return
         self.executor._over(self.future, self.call)
-        self.future.set_exception(as_broken(error))
+        ended(self.future.set_exception, as_broken(error))
+
+
+def ended(set_outcome, outcome):
+    """Ends a future, unless it has ended."""
+    try:
+        set_outcome(outcome)
+    except InvalidStateError:
+        pass
 
 
 def as_broken(error):

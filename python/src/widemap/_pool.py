@@ -14,7 +14,8 @@ from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, RUN, TERMINATE
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from ._engine import BATCHES_PER_SLOT, FIRST_BATCH_NS, Call, make
+from ._calls import FIRST_BATCH_NS, Call
+from ._jobs import make
 from ._pickle import dumps
 from ._progress import Progress
 from ._runner_text import APPLY, MAP, STARMAP
@@ -540,8 +541,8 @@ class Pool:
 
         def window():
             size = call.next_size(engine.slots)
-            most = max(WINDOW_VALUES, BATCHES_PER_SLOT * engine.slots * size)
-            return most - (call.taken - results._given)
+            most = max(WINDOW_VALUES, call.batches_max(engine.slots, engine.options.is_local) * size)
+            return most - (call.pulled - results._given)
 
         batch = self._batch(chunksize)
         call = Call(
