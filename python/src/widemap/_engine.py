@@ -207,7 +207,8 @@ class Engine:
             call = self._calls[0]
             self._calls.rotate(-1)
             if call.is_over:
-                self._calls.remove(call)
+                # It is the last one now.
+                self._calls.pop()
                 continue
             if self._jobs is None and self._is_full(call):
                 continue
