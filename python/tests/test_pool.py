@@ -375,6 +375,43 @@ class Whole(unittest.TestCase):
         pool.join()
         self.assertEqual(result.get(0), list(range(10)))
 
+    def test_who_holds_a_result_holds_its_pool(self):
+        script = (
+            "import widemap\n"
+            "def rows():\n    pool = widemap.Pool(2)\n    return pool.imap(abs, (-x for x in range(500)))\n"
+            "print(widemap.Pool(2).map_async(abs, range(-3, 0)).get(30), sum(rows()), flush=True)\n"
+        )
+        done = support.run(script)
+        self.assertEqual((done.returncode, done.stdout), (0, "[3, 2, 1] 124750\n"), done.stderr)
+
+    def test_a_callback_that_exits_leaves_nobody_waiting(self):
+        with widemap.Pool(2) as pool:
+            results = [pool.apply_async(abs, (-x,), callback=sys.exit if x == 3 else None) for x in range(50)]
+            with contextlib.redirect_stderr(io.StringIO()):
+                self.assertEqual([result.get(30) for result in results], list(range(50)))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork here")
+    def test_a_forked_process_neither_ends_nor_holds_the_pool(self):
+        pool = widemap.Pool(2)
+        self.assertEqual(pool.apply(abs, (-1,)), 1)
+        go_on, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(told)
+                pool.terminate()
+                os.read(go_on, 1)
+            finally:
+                os._exit(0)
+        self.assertEqual(pool.map(abs, range(-10, 0)), list(range(10, 0, -1)))
+        pool.close()
+        ended = threading.Thread(target=pool.join, daemon=True)
+        ended.start()
+        ended.join(30)
+        self.assertFalse(ended.is_alive())
+        os.close(told)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+
     def test_what_nobody_has_taken_is_there_after_join(self):
         pool = widemap.Pool(2)
         # More than a window of what takes so long.

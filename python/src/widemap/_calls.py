@@ -30,6 +30,8 @@ PARCEL_BATCHES = 256
 PARCEL_BYTES = 1 << 16
 # How long values of an iterable that comes slowly wait for others to go with them.
 LINGER_SECONDS = 0.002
+# How many are taken before it is looked how many more may be.
+FEED_VALUES = 64
 # And how many more are taken at a time, whoever takes results, once somebody waits for the end.
 JOINED_VALUES = 1024
 
@@ -104,6 +106,7 @@ class Call:
         self.taken = 0
         self.batches_out = 0
         self.is_over = False
+        self.is_broken = False
         self.nanoseconds = None
         self.value_bytes = 1.0
 
@@ -166,11 +169,14 @@ class Feed:
                     self._changed.wait_for(lambda: self._has_ended() or self._room() > 0)
                     if self._has_ended():
                         return
-                    room = self._room()
+                    # Looked at often, as what is on its way may turn out to be long.
+                    room = min(self._room(), FEED_VALUES)
                 count = 0
                 for value in itertools.islice(call.values, room):
                     ready.append(value)
                     count += 1
+                    if self._has_ended():
+                        return
                     if len(ready) >= self._enough:
                         self._announce()
                 call.pulled += count

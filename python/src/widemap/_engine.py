@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from multiprocessing.pool import RemoteTraceback
 
 from . import _program
@@ -42,6 +43,26 @@ LEAVE_SECONDS = 1.0
 TOLD_LINES = 20
 
 
+# Those whose pipes a forked process should not hold open.
+ENGINES = weakref.WeakSet()
+
+
+def leave():
+    """In a forked process: the pipes are the parent's, and its process ends when they are closed there."""
+    for engine in list(ENGINES):
+        for pipe in (engine._process.stdin, engine._process.stdout, engine._process.stderr):
+            try:
+                pipe.close()
+            except OSError:
+                pass
+        engine._error = PoolBroken("the pool is of the process that this one was forked from")
+    ENGINES.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=leave)
+
+
 class Engine:
     """See the file's head."""
 
@@ -50,8 +71,13 @@ class Engine:
         self._remote_traceback = remote_traceback
         # Whose job this is, if it is one: nothing can be added to it once it runs.
         self._jobs = jobs
+        # A process that was forked from this one has nothing to end.
+        self._pid = os.getpid()
+        # What the thread that writes has in its hands, if no table has it.
+        self._held = None
         self.slots = options.slots
-        self._lock = threading.Lock()
+        # What ends a user's object under it may end this pool.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._calls = collections.deque()
         self._again = collections.deque(again)
@@ -84,6 +110,7 @@ class Engine:
             threading.Thread(target=target, name="widemap-" + name, daemon=True)
             for name, target in (("write", self._write), ("read", self._read), ("stderr", self._pass_on))
         ]
+        ENGINES.add(self)
         # In this order, as each waits for those behind it.
         for thread in reversed(self._threads):
             thread.start()
@@ -100,7 +127,7 @@ class Engine:
         """Begins a call."""
         with self._lock:
             self._refuse_if_over()
-            call.nanoseconds = self._costs.get(call.function)
+            call.nanoseconds, call.value_bytes = self._costs.get(call.function, (None, call.value_bytes))
             if call.window is not None:
                 call.feed = Feed(call, self._changed, lambda: self._error is not None, lambda: self._is_joined)
             self._calls.append(call)
@@ -119,6 +146,8 @@ class Engine:
 
     def terminate(self):
         """Ends everything at once."""
+        if self._pid != os.getpid():
+            return
         self._fail(PoolTerminated("the pool was terminated before this was done"))
         self._end_process()
         # Its last thread removes what is in files. In the thread itself, as of a callback, nothing is waited for.
@@ -127,6 +156,8 @@ class Engine:
 
     def join(self):
         """Waits for the process and the threads to end."""
+        if self._pid != os.getpid():
+            return
         with self._lock:
             self._is_joined = True
             self._changed.notify_all()
@@ -183,11 +214,13 @@ class Engine:
         """The next batch. None if there is none now, or, if it was to be waited for, if there will be none."""
         while True:
             with self._lock:
+                self._held = None
                 while True:
                     if self._error is not None:
                         return None
                     if self._again:
-                        return self._again.popleft()
+                        self._held = self._again.popleft()
+                        return self._held
                     call, patience = self._choose()
                     if call is not None:
                         break
@@ -204,6 +237,8 @@ class Engine:
         """A call that may send more, in turn; if there is none, when to look again at the latest."""
         soonest = None
         for _ in range(len(self._calls)):
+            if not self._calls:
+                break
             call = self._calls[0]
             self._calls.rotate(-1)
             if call.is_over:
@@ -291,7 +326,7 @@ class Engine:
         """Adds a batch to a parcel, or begins one with it: from now on it is on its way."""
         with self._lock:
             # What was in this thread's hands when everything ended was not seen there.
-            ended = self._error
+            ended, self._held = self._error, None
             if ended is None:
                 if parcel is None:
                     parcel = Parcel()
@@ -313,11 +348,14 @@ class Engine:
             self._read_all()
         except BaseException as raised:
             error = raised
+            self._fail(error)
+            self._end_process()
         self._threads[2].join()
         self._process.stdout.close()
         status = self._process.wait()
         with self._lock:
-            is_done = self._is_closed and not self._calls and not self._sent and not self._again
+            is_left = self._calls or self._sent or self._again or self._held is not None
+            is_done = self._is_closed and not is_left
         if error is None and not is_done:
             how = "was killed by signal %d" % -status if status < 0 else "has ended, with status %d" % status
             said = "".join("\n  " + line for line in self._told)
@@ -454,7 +492,7 @@ class Engine:
             call.measured(took, batch.items)
             if len(self._costs) >= COSTS_KEPT:
                 self._costs.clear()
-            self._costs[call.function] = call.nanoseconds
+            self._costs[call.function] = call.nanoseconds, call.value_bytes
             self._busy(took)
         batch.values = None
         call.deliver(batch.first, values, errors)
@@ -538,7 +576,7 @@ def ended_with(call, error):
     """Ends a call with an error. What its user does then must not keep others from being ended."""
     try:
         call.end(None, error)
-    except Exception:
+    except BaseException:
         traceback.print_exc()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import collections
 import concurrent.futures
+import os
 import threading
 import weakref
 from concurrent.futures import Future, InvalidStateError
@@ -75,7 +76,8 @@ class Executor(concurrent.futures.Executor):
             if isinstance(error, PoolBroken):
                 raise BrokenExecutor(str(error)) from error
             self._waiting.append((future, self._functions.pickled(fn), (args, kwargs)))
-            self._begin()
+            failed = self._begin()
+        failed()
         return future
 
     def map(
@@ -104,7 +106,8 @@ class Executor(concurrent.futures.Executor):
             self._engine.close()
 
     def _begin(self):
-        """Hands over as many as may be on their way."""
+        """Hands over as many as may be on their way. What comes back ends those that cannot be, outside of the lock."""
+        failed = []
         slots = self._engine.slots
         most = FUTURES_PER_SLOT * slots
         if self._nanoseconds is not None:
@@ -124,7 +127,8 @@ class Executor(concurrent.futures.Executor):
                 self._engine.add(call)
             except Exception as error:
                 self._running.discard(future)
-                future.set_exception(as_broken(error))
+                failed.append((future, as_broken(error)))
+        return lambda: [ended(future.set_exception, error) for future, error in failed]
 
     def _over(self, future, call):
         with self._lock:
@@ -133,8 +137,9 @@ class Executor(concurrent.futures.Executor):
                 cost = call.nanoseconds
                 before = self._nanoseconds
                 self._nanoseconds = cost if before is None else (7 * before + cost) / 8
-            self._begin()
+            failed = self._begin()
             self._close_if_done()
+        failed()
 
 
 # Those that were not shut down.
@@ -146,6 +151,10 @@ def finish():
     for executor in list(OPEN):
         executor.shutdown()
 
+
+if hasattr(os, "register_at_fork"):
+    # What was submitted is the parent's.
+    os.register_at_fork(after_in_child=OPEN.clear)
 
 # Before threads are waited for, as those of concurrent.futures are.
 getattr(threading, "_register_atexit", atexit.register)(finish)

@@ -1,11 +1,12 @@
 """The same as an engine, through a coordinator that serves."""
 
+import os
 import sys
 import threading
 from multiprocessing.pool import RemoteTraceback
 
 from ._calls import Call, Feed
-from ._engine import Engine
+from ._engine import Engine, ended_with
 from ._errors import PoolBroken, PoolTerminated
 
 # Jobs that one pool has with a coordinator at a time.
@@ -19,6 +20,7 @@ class JobsEngine:
     def __init__(self, options, remote_traceback=RemoteTraceback):
         self.options = options
         self.slots = options.slots
+        self._pid = os.getpid()
         self._remote_traceback = remote_traceback
         self._changed = threading.Condition()
         self._waiting = []
@@ -40,7 +42,11 @@ class JobsEngine:
                 self._waiting.append(call)
             else:
                 call.feed = Feed(
-                    call, self._changed, lambda: self._error is not None, lambda: self._is_joined, self._go_on
+                    call,
+                    self._changed,
+                    lambda: self._error is not None or call.is_broken,
+                    lambda: self._is_joined,
+                    self._go_on,
                 )
                 self._iterators.append(call)
         self._go_on()
@@ -58,6 +64,8 @@ class JobsEngine:
 
     def terminate(self):
         """Ends everything at once."""
+        if self._pid != os.getpid():
+            return
         error = PoolTerminated("the pool was terminated before this was done")
         with self._changed:
             self._is_closed, self._error = True, error
@@ -66,12 +74,14 @@ class JobsEngine:
             self._waiting, self._iterators, self._again = [], [], []
             running = list(self._running)
         for call in calls:
-            call.end(None, error)
+            ended_with(call, error)
         for engine in running:
             engine.terminate()
 
     def join(self):
         """Waits for all jobs to end."""
+        if self._pid != os.getpid():
+            return
         with self._changed:
             self._is_joined = True
             self._changed.notify_all()
@@ -104,7 +114,9 @@ class JobsEngine:
                 self._running.add(engine)
         if engine is None:
             for call in calls + [batch.call for batch in again]:
-                call.end(None, broken)
+                ended_with(call, broken)
+            with self._changed:
+                self._changed.notify_all()
             return
         for call in calls:
             try:
@@ -118,7 +130,10 @@ class JobsEngine:
         if call.feed.patience(call.batch or 1, call.batch is not None) is None:
             return None
         first = call.taken
-        values, call.is_over = call.feed.take(sys.maxsize)
+        most = sys.maxsize
+        if call.batch is not None and not call.feed.is_over:
+            most = len(call.feed.ready) // call.batch * call.batch
+        values, call.is_over = call.feed.take(most)
         error = call.feed.error if call.is_over else None
         if error is not None and call.is_whole:
             del values[len(values) - len(values) % call.batch :]
@@ -136,13 +151,19 @@ class JobsEngine:
             call.deliver(first + place, results, errors)
 
         def end(count, broken):
-            if count is None:
-                with self._changed:
+            with self._changed:
+                if call.is_broken:
+                    return
+                if count is None:
+                    call.is_broken = True
                     if call in self._iterators:
                         self._iterators.remove(call)
+                    self._changed.notify_all()
+                is_over, taken = call.is_over, call.taken
+            if count is None:
                 call.end(None, broken)
-            elif call.is_over:
-                call.end(call.taken, error)
+            elif is_over:
+                call.end(taken, call.feed.error)
 
         return Call(call.kind, call.function, values, deliver, end, total=len(values), batch=call.batch)
 

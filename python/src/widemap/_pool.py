@@ -125,6 +125,8 @@ class AsyncResult:
 
     def __init__(self, count, callback, error_callback):
         self._event = threading.Event()
+        # Whoever has the result only, has the pool until then.
+        self._pool = None
         self._success = True
         self._value = [None] * count if count is not None else None
         self._missing = count
@@ -172,11 +174,12 @@ class AsyncResult:
         try:
             if callback is not None:
                 callback(self._value)
-        except Exception:
+        except BaseException:
             # One that fails is no reason to end what others wait for.
             traceback.print_exc()
         finally:
             self._event.set()
+            self._pool = None
 
     def _break(self, error):
         with self._lock:
@@ -260,6 +263,7 @@ class IMapIterator:
         self._error = None
         self._returns = False
         self._progress = progress
+        self._pool = None
         self.wake = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -279,6 +283,7 @@ class IMapIterator:
                 if not self._ready and not self._is_over():
                     raise TimeoutError
             if not self._ready:
+                self._pool = None
                 if self._progress is not None:
                     self._progress.close()
                 if self._error is not None:
@@ -449,6 +454,7 @@ class Pool:
         call = Call(
             APPLY, self._functions.pickled(func), ((tuple(args), dict(kwds)),), result._deliver, result._end, total=1, batch=1
         )
+        result._pool = self
         self._engine.add(call)
         return result
 
@@ -507,6 +513,7 @@ class Pool:
             return result
         batch = self._batch(chunksize)
         call = Call(kind, self._functions.pickled(func), iterable, result._deliver, result._end, total=count, batch=batch)
+        result._pool = self
         self._engine.add(call)
         return result
 
@@ -556,6 +563,7 @@ class Pool:
             whole=chunksize is not None,
         )
         results.wake = engine.wake
+        results._pool = self
         engine.add(call)
         return results
 

@@ -1,5 +1,6 @@
 """How far a call is, on standard error: by tqdm where that is installed, else a line that looks like its."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -28,7 +29,8 @@ class Progress:
 
     def add(self, values, failed):
         """So many more have ended, of which so many have failed."""
-        with self._lock:
+        # Where nothing can be shown any more, the work goes on.
+        with self._lock, contextlib.suppress(Exception):
             self._done += values
             self._failed += failed
             if self._bar is not None:
@@ -40,7 +42,7 @@ class Progress:
 
     def close(self):
         """It is over."""
-        with self._lock:
+        with self._lock, contextlib.suppress(Exception):
             if self._is_over:
                 return
             self._is_over = True
