@@ -121,11 +121,7 @@ class Call:
 
     def batches_max(self, slots, is_local):
         """How many batches may be on their way: those behind them become what is learned until then."""
-        most = BATCHES_PER_SLOT * slots
-        if not is_local and (self.nanoseconds is None or self.nanoseconds >= LAST_BATCH_NS):
-            # How many slots workers have is not known either, and values that take long go one by one.
-            most = max(most, UNSIZED_BATCHES)
-        return most
+        return most_at_once(BATCHES_PER_SLOT * slots, self.nanoseconds, is_local)
 
     def next_size(self, slots, longest=FIRST_BATCH_NS):
         """How many values the next batch has. `longest` is what it may take in nanoseconds."""
@@ -141,6 +137,13 @@ class Call:
             most = longest if self.batches_out >= slots else BATCH_NS
             size = min(most / self.nanoseconds, max(LAST_BATCH_NS / self.nanoseconds, share))
         return max(1, min(int(size), int(BATCH_BYTES / self.value_bytes), BATCH_ITEMS_MAX))
+
+
+def most_at_once(most, nanoseconds, is_local):
+    """How many batches, or futures, may be on their way, where `most` is enough for the slots that are known."""
+    # How many slots workers have is not known before something has come back, and what takes long goes one by one.
+    is_unsized = not is_local and (nanoseconds is None or nanoseconds >= LAST_BATCH_NS)
+    return max(most, UNSIZED_BATCHES) if is_unsized else most
 
 
 class Feed:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import _RemoteTraceback
 from typing import Any, Callable, Iterable, Iterator
 
-from ._calls import LAST_BATCH_NS, UNSIZED_BATCHES, Call
+from ._calls import Call, most_at_once
 from ._errors import PoolBroken, PoolTerminated
 from ._jobs import make
 from ._pool import Functions, Options
@@ -112,9 +112,7 @@ class Executor(concurrent.futures.Executor):
         most = FUTURES_PER_SLOT * slots
         if self._nanoseconds is not None:
             most = max(most, int(slots * QUEUE_NS / self._nanoseconds))
-        if not self._engine.options.is_local and (self._nanoseconds is None or self._nanoseconds >= LAST_BATCH_NS):
-            # How many slots workers have is not known.
-            most = max(most, UNSIZED_BATCHES)
+        most = most_at_once(most, self._nanoseconds, self._engine.options.is_local)
         while self._waiting and len(self._running) < most:
             future, function, value = self._waiting.popleft()
             if not future.set_running_or_notify_cancel():
