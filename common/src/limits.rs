@@ -359,6 +359,13 @@ pub const JOBS_WAITING_MAX: usize = 10_000;
 /// Submissions that are on their way in at a time.
 pub const SUBMISSIONS_MAX: usize = 256;
 
+/// A submission that wants to run while it comes begins once so many bytes of its items are there: what is
+/// shorter is there as soon.
+pub const BEGIN_BYTES: u64 = 4 << 20;
+
+/// Or once it has come for so long, in milliseconds.
+pub const BEGIN_MS: u64 = 100;
+
 /// What users ask of the driver and waits for its turn.
 pub const REQUEST_QUEUE: usize = 64;
 

@@ -16,6 +16,10 @@ pub const NAMES: [&str; 10] = [
     "result.emitted",
 ];
 
+/// Every place by which a submission comes that runs while it comes.
+pub const SUBMITTING: [&str; 4] =
+    ["submission.begun", "submission.whole", "submission.durable", "submission.registered"];
+
 /// The program has come to a place.
 #[cfg(debug_assertions)]
 pub(crate) fn hit(name: &str) {

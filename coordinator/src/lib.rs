@@ -16,6 +16,7 @@ pub mod failpoint;
 mod journal;
 mod logging;
 mod operations;
+mod page_cache;
 mod places;
 mod progress;
 mod say;

@@ -33,6 +33,8 @@ pub struct Submission {
     pub submitter: String,
     /// The submitter's wall clock: Unix time in milliseconds. To be shown, and for nothing else.
     pub submitted_ms: u64,
+    /// Whether its items may run while the rest of them comes.
+    pub begins_at_once: bool,
 }
 
 /// How items become chunks.

@@ -1,7 +1,11 @@
 //! A job comes in: its submission, its items in parts, and the word that this was all.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
+use widemap_common::limits::{BEGIN_BYTES, BEGIN_MS};
 use widemap_common::spec::Directory;
 use widemap_proto::jobs::{Submission, Submitted, Submitting};
 use widemap_proto::wire;
@@ -40,13 +44,24 @@ async fn take_in(
     mut intake: Intake,
     messages: &mut Streaming<wire::SubmitRequest>,
 ) -> Result<Submitted, Status> {
+    let begins = Instant::now() + Duration::from_millis(BEGIN_MS);
     loop {
-        match next(messages).await? {
+        let message = tokio::select! {
+            message = next(messages) => message?,
+            () = sleep_until(begins), if intake.may_begin() => {
+                intake.begin().await.map_err(|error| refusal::status(&error))?;
+                continue;
+            }
+        };
+        match message {
             Some(Submitting::Artifact(part)) => {
                 intake.write_artifact(part).await.map_err(|error| refusal::status(&error))?;
             }
             Some(Submitting::Items(part)) if part.offset == intake.input_bytes() => {
                 intake.write(part.data).await.map_err(|error| refusal::status(&error))?;
+                if intake.input_bytes() >= BEGIN_BYTES && intake.may_begin() {
+                    intake.begin().await.map_err(|error| refusal::status(&error))?;
+                }
             }
             Some(Submitting::End(input_bytes)) if input_bytes == intake.input_bytes() => {
                 return intake.finish().await.map_err(|error| refusal::status(&error));

@@ -95,6 +95,7 @@ pub(super) fn submission(
         output,
         submitter: submitter(),
         submitted_ms: wall_clock::unix_ms().unwrap_or(0),
+        begins_at_once: false,
     };
     let (artifacts, files_are_here) = (brought.artifacts, brought.are_here);
     Ok(Typed { submission, source, artifacts, files_are_here })

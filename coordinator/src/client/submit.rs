@@ -40,7 +40,8 @@ pub(crate) enum SubmitError {
     File(#[from] ArtifactError),
     /// The connection broke, and the items cannot be read once more.
     #[error(
-        "{error}; the items came from a pipe and cannot be sent again: no job was made of them"
+        "{error}; the items came from a pipe and cannot be sent again: no job was made of them, though some of a \
+         map's may have run"
     )]
     OnlyOnce {
         /// What went wrong.

@@ -1,18 +1,16 @@
 //! Results that come finished from elsewhere, as from a coordinator that serves: written as they are, on
 //! whatever thread may wait for it.
 
-use std::fs::File;
-
 use super::failures_file::FailuresFile;
 use super::outlet::Outlet;
 use super::recorder::Recorder;
 use super::render::output_error;
-use super::sink::{SinkError, SinkReport, SinkTarget, mark};
+use super::sink::{Again, SinkError, SinkReport, SinkTarget, mark};
 
 /// Writes the output and the failures file.
 pub struct Delivery {
     outlet: Outlet,
-    again: Option<File>,
+    again: Option<Again>,
     name: String,
     recorder: Option<Box<Recorder>>,
     failures: FailuresFile,

@@ -10,7 +10,7 @@ use widemap_common::framing::Framing;
 use widemap_common::ids::ItemRange;
 use widemap_common::limits::INFLIGHT_BYTES_MAX;
 
-use super::input::{Chunk, InputFile};
+use super::input::{Chunk, InputFile, Stamp};
 
 /// Why input that was dropped from memory could not be had again.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +131,8 @@ impl HeldInput {
         let overlaps = neighbour.is_some_and(|(_, held)| held.range.end() > range.first);
         let end = offset.checked_add(length);
         let is_there = self.file.as_ref().is_some_and(|file| {
-            end.and_then(|end| file.base.checked_add(end)).is_some_and(|end| end <= file.length)
+            let end = end.and_then(|end| file.base.checked_add(end));
+            end.zip(file.stamp).is_some_and(|(end, stamp)| end <= stamp.length)
         });
         is_there && !overlaps && usize::try_from(length).is_ok()
     }
@@ -257,7 +258,8 @@ impl InputFile {
         // Looked at after the read, so that no change before it is missed.
         let metadata = self.file.metadata().map_err(failed)?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        if metadata.len() != self.length || modified != self.modified {
+        let found = Stamp { length: metadata.len(), modified };
+        if self.stamp.is_some_and(|stamp| stamp != found) {
             let (first, last) = (held.range.first + 1, held.range.end());
             return Err(HeldError::Changed { name: self.name.clone(), first, last });
         }

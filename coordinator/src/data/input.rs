@@ -1,23 +1,22 @@
 //! The input of a job as the driver sees it: what has been read, how much, and chunks cut from it
 //! when a slot asks for one. Nothing here waits.
 
+mod opening;
+
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Seek};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use widemap_common::framing::{Framing, push_length_prefixed};
+use widemap_common::framing::Framing;
 use widemap_common::ids::ItemRange;
-use widemap_common::limits::{ITEM_BYTES_MAX, READ_BLOCK_BYTES};
 
-use super::block::{Block, BlockRule, Bounds, Splitter, fit};
-use super::combine::Combiner;
+use super::arriving::Arriving;
+use super::block::{Block, BlockRule, Bounds, fit};
 use super::excluded::Excluded;
-use super::prefix::{Prefix, Trail};
-use super::reader::{Feed, Reader, Reading};
-use super::source::{InputError, Source, open_file, widen_pipe};
+use super::prefix::Prefix;
+use super::reader::Reader;
+use super::source::InputError;
 
 /// A contiguous run of items, the unit that is sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,6 +47,13 @@ pub struct InputFile {
     pub(super) name: String,
     /// Where reading began in it: standard input may have been read before us.
     pub(super) base: u64,
+    /// What it must still be when it is read again; not known of one that is still being written.
+    pub(super) stamp: Option<Stamp>,
+}
+
+/// What tells a regular file from a changed one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stamp {
     pub(super) length: u64,
     pub(super) modified: (i64, i64),
 }
@@ -74,6 +80,8 @@ pub struct Input {
     is_checked: bool,
     reader: Option<Reader>,
     file: Option<InputFile>,
+    /// How far the file is, if it is still being written.
+    arriving: Option<Arc<Arriving>>,
 }
 
 /// A block, and which items it has.
@@ -94,128 +102,6 @@ struct Gathered {
 }
 
 impl Input {
-    /// Opens the input and starts to read it. `notify` is called, from a thread, whenever
-    /// [`Input::poll`] has something to take.
-    ///
-    /// # Errors
-    /// [`InputError`] if it cannot be opened, or (for a list) an item does not fit the framing.
-    pub fn open(
-        source: Source,
-        framing: Framing,
-        rule: BlockRule,
-        notify: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Self, InputError> {
-        Self::open_with(source, framing, rule, None, notify)
-    }
-
-    /// The same, following how much was read: [`Input::prefix`]. It must begin with what a former life has
-    /// read, of which nothing is cut before it is known to be the same.
-    ///
-    /// # Errors
-    /// As [`Input::open`]; that it has changed is told as what ended it, and at once.
-    pub fn open_again(
-        source: Source,
-        framing: Framing,
-        rule: BlockRule,
-        before: Vec<Prefix>,
-        notify: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Self, InputError> {
-        Self::open_with(source, framing, rule, Some(before), notify)
-    }
-
-    fn open_with(
-        source: Source,
-        framing: Framing,
-        rule: BlockRule,
-        before: Option<Vec<Prefix>>,
-        notify: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Self, InputError> {
-        let mut input = Self {
-            framing,
-            rule,
-            ready: VecDeque::new(),
-            excluded: Excluded::default(),
-            ready_items: 0,
-            ready_bytes: 0,
-            gathered: Gathered::default(),
-            cut_items: 0,
-            arrived_items: 0,
-            arrived_bytes: 0,
-            expected_bytes: None,
-            end: None,
-            prefix: None,
-            is_checked: false,
-            reader: None,
-            file: None,
-        };
-        let trail = |name: &str| before.map(|before| Trail::new(name.to_owned(), before));
-        let splitter = Splitter::new(framing, rule, ITEM_BYTES_MAX);
-        let (file, name) = match source {
-            Source::Made(recipe) => {
-                let name = "the items".to_owned();
-                let feed = Feed::Made(Some(Box::new(Combiner::open(recipe)?)));
-                let trail = trail(&name);
-                let reading = Reading { feed, name: name.clone(), is_regular: false, trail };
-                let reader = Reader::start(reading, splitter, Box::new(notify));
-                let failed = |source| InputError::Start { name, source };
-                input.reader = Some(reader.map_err(failed)?);
-                return Ok(input);
-            }
-            Source::Items(items) => {
-                let mut blocks = split_list(&items, framing, splitter)?;
-                if let Some(mut trail) = trail("the list of items") {
-                    blocks = trail.pass(blocks)?;
-                    blocks.append(&mut trail.end()?);
-                    (input.prefix, input.is_checked) = (Some(trail.prefix()), true);
-                }
-                input.arrive(blocks);
-                input.end = Some(Ok(()));
-                notify();
-                return Ok(input);
-            }
-            Source::File(path) => (open_file(&path)?, path.display().to_string()),
-            Source::Stdin => {
-                let name = "standard input".to_owned();
-                match io::stdin().as_fd().try_clone_to_owned() {
-                    Ok(fd) => (File::from(fd), name),
-                    Err(source) => return Err(InputError::Start { name, source }),
-                }
-            }
-        };
-        let trail = trail(&name);
-        input.start(file, &name, splitter, trail, Box::new(notify))?;
-        Ok(input)
-    }
-
-    fn start(
-        &mut self,
-        mut file: File,
-        name: &str,
-        splitter: Splitter,
-        trail: Option<Trail>,
-        notify: super::reader::Notify,
-    ) -> Result<(), InputError> {
-        let failed = |source| InputError::Start { name: name.to_owned(), source };
-        let metadata = file.metadata().map_err(failed)?;
-        if metadata.is_file() {
-            let base = file.stream_position().map_err(failed)?;
-            self.expected_bytes = Some(metadata.len().saturating_sub(base));
-            self.file = Some(InputFile {
-                file: file.try_clone().map_err(failed)?,
-                name: name.to_owned(),
-                base,
-                length: metadata.len(),
-                modified: (metadata.mtime(), metadata.mtime_nsec()),
-            });
-        } else {
-            widen_pipe(&file);
-        }
-        let (name, is_regular) = (name.to_owned(), metadata.is_file());
-        let reading = Reading { feed: Feed::File(file), name, is_regular, trail };
-        self.reader = Some(Reader::start(reading, splitter, notify).map_err(failed)?);
-        Ok(())
-    }
-
     /// Takes what has arrived. True if the level may have changed.
     pub fn poll(&mut self) -> bool {
         let Some(reader) = &mut self.reader else { return false };
@@ -232,7 +118,11 @@ impl Input {
     /// What can be cut now, and what is known of the rest.
     #[must_use]
     pub fn level(&self) -> InputLevel {
-        let rest_bytes = match (&self.end, self.expected_bytes) {
+        let expected_bytes = match &self.arriving {
+            Some(arriving) => arriving.total(),
+            None => self.expected_bytes,
+        };
+        let rest_bytes = match (&self.end, expected_bytes) {
             (Some(_), _) => Some(0),
             // A file that grew, or has no length to tell, has not ended before its end was read.
             (None, Some(expected)) => Some(expected.saturating_sub(self.arrived_bytes).max(1)),
@@ -457,35 +347,4 @@ impl Input {
         self.cut_items += items;
         Chunk { range: ItemRange::new(first, count), bytes, offset }
     }
-}
-
-fn split_list(
-    items: &[Vec<u8>],
-    framing: Framing,
-    mut splitter: Splitter,
-) -> Result<Vec<Block>, InputError> {
-    let mut blocks = Vec::new();
-    for (index, item) in items.iter().enumerate() {
-        let number = index as u64 + 1;
-        if item.len() > ITEM_BYTES_MAX {
-            let bytes_max = ITEM_BYTES_MAX;
-            return Err(InputError::ItemTooLong { item: number, offset: 0, bytes_max });
-        }
-        let buffer = splitter.room();
-        match framing {
-            Framing::LengthPrefixed | Framing::Columns => push_length_prefixed(buffer, item),
-            Framing::Separator(separator) if memchr::memchr(separator, item).is_some() => {
-                return Err(InputError::SeparatorInItem { item: number, separator });
-            }
-            Framing::Separator(separator) => {
-                buffer.extend_from_slice(item);
-                buffer.push(separator);
-            }
-        }
-        if buffer.len() >= READ_BLOCK_BYTES {
-            blocks.extend(splitter.take_blocks()?);
-        }
-    }
-    blocks.extend(splitter.finish()?);
-    Ok(blocks)
 }

@@ -27,6 +27,7 @@
 //! the scheduler may run ahead. When everything is accepted and [`Merge::is_empty`]:
 //! [`Merge::close`], and once notified [`Merge::outcome`]; then [`OutputFile::commit`].
 
+mod arriving;
 mod artifacts;
 mod block;
 mod combine;
@@ -61,6 +62,7 @@ mod stepped;
 mod tests;
 mod unframe;
 
+pub(crate) use arriving::Arriving;
 pub(crate) use artifacts::{Artifact, ArtifactError, ArtifactReader, Artifacts, digest_of};
 pub use block::BlockRule;
 pub use combine::{ColumnSeparator, ItemForm, Recipe, Values};

@@ -9,13 +9,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use widemap_common::limits::READ_AHEAD_BLOCKS;
+use widemap_common::limits::{DRAFT_SYNC_BYTES, READ_AHEAD_BLOCKS};
 
+use super::arriving::{Arrived as Behind, Arriving};
 use super::block::{Block, Splitter};
 use super::combine::Combiner;
 use super::prefix::{Prefix, Trail};
 use super::source::InputError;
+use crate::page_cache::Passed;
 use crate::thread::Thread;
+
+/// What was read last stays in memory: it may not be on the disk yet, and may have to be sent again.
+const PASSED_KEPT_BYTES: u64 = 2 * DRAFT_SYNC_BYTES;
 
 /// Called from the thread whenever a block was queued, and at the end.
 pub(super) type Notify = Box<dyn Fn() + Send + Sync>;
@@ -25,6 +30,8 @@ pub(super) struct Reader {
     shared: Arc<Shared>,
     /// Closed to wake the thread from its wait for input.
     wake: Option<OwnedFd>,
+    /// What is told to look again whether it is wanted.
+    arriving: Option<Arc<Arriving>>,
     thread: Thread,
 }
 
@@ -42,6 +49,8 @@ pub(super) struct Arrived {
 /// What items are read of.
 pub(super) enum Feed {
     File(File),
+    /// A file that is still being written.
+    Arriving(File, Arc<Arriving>),
     /// They are made of what is read; gone once that has begun.
     Made(Option<Box<Combiner>>),
 }
@@ -55,6 +64,8 @@ pub(super) struct Reading {
     pub(super) is_regular: bool,
     /// Follows what is read, if somebody wants to know.
     pub(super) trail: Option<Trail>,
+    /// Lets go of what was read, of a file that nobody else reads.
+    pub(super) passed: Option<Passed>,
 }
 
 struct Shared {
@@ -85,6 +96,10 @@ impl Reader {
         let (wake_read, wake_write) = rustix::pipe::pipe()?;
         let shared = Arc::new(Shared { state: Mutex::default(), room: Condvar::new(), notify });
         let for_thread = Arc::clone(&shared);
+        let arriving = match &reading.feed {
+            Feed::Arriving(_, arriving) => Some(Arc::clone(arriving)),
+            Feed::File(_) | Feed::Made(_) => None,
+        };
         let thread = Thread::start("input", move || {
             // Whatever ends the thread, a panic too, the driver hears of it.
             let _over = OverAtEnd(&for_thread);
@@ -98,7 +113,7 @@ impl Reader {
             }
             for_thread.lock().end = end.transpose();
         })?;
-        Ok(Self { shared, wake: Some(wake_write), thread })
+        Ok(Self { shared, wake: Some(wake_write), arriving, thread })
     }
 
     /// Takes what has arrived.
@@ -127,6 +142,9 @@ impl Drop for Reader {
         self.shared.lock().closed = true;
         self.shared.room.notify_one();
         drop(self.wake.take());
+        if let Some(arriving) = &self.arriving {
+            arriving.look_again();
+        }
         self.thread.leave();
     }
 }
@@ -140,6 +158,10 @@ impl Shared {
     fn tell(&self, trail: &Trail) {
         let mut state = self.lock();
         (state.prefix, state.is_checked) = (Some(trail.prefix()), trail.is_checked());
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     fn has_room(&self) -> bool {
@@ -213,13 +235,29 @@ fn read_all(
     }
     let mut read_bytes = 0;
     loop {
-        let Feed::File(file) = &reading.feed else { return Ok(None) };
-        if !reading.is_regular && !wait_readable(file, wake) {
-            return Ok(None);
+        let (file, arriving) = match &reading.feed {
+            Feed::File(file) => (file, None),
+            Feed::Arriving(file, arriving) => (file, Some(arriving)),
+            Feed::Made(_) => return Ok(None),
+        };
+        match arriving {
+            Some(arriving) => match arriving.wait_behind(read_bytes, || shared.is_closed()) {
+                Behind::More(_) => {}
+                Behind::Whole => break,
+                Behind::Nothing => return Ok(None),
+            },
+            None if reading.is_regular => {}
+            None if wait_readable(file, wake) => {}
+            None => return Ok(None),
         }
         match rustix::io::read(file, spare_capacity(splitter.room())) {
             Ok(0) => break,
-            Ok(bytes) => read_bytes += bytes as u64,
+            Ok(bytes) => {
+                read_bytes += bytes as u64;
+                if let Some(passed) = &mut reading.passed {
+                    passed.read_to(file, read_bytes, PASSED_KEPT_BYTES);
+                }
+            }
             Err(Errno::INTR | Errno::AGAIN) => continue,
             Err(errno) => {
                 let source = errno.into();
@@ -227,9 +265,11 @@ fn read_all(
                 return Err(InputError::Read { name, offset: read_bytes, source });
             }
         }
-        let gather = !splitter.is_full()
-            && !splitter.is_block_wise()
-            && (reading.is_regular || (!shared.has_room() && is_readable(file)));
+        let has_more = || match arriving {
+            Some(arriving) => matches!(arriving.behind(read_bytes), Some(Behind::More(_))),
+            None => reading.is_regular || (!shared.has_room() && is_readable(file)),
+        };
+        let gather = !splitter.is_full() && !splitter.is_block_wise() && has_more();
         if !gather {
             let blocks = reading.follow(splitter.take_blocks()?, shared)?;
             if !shared.push(blocks) {

@@ -1,21 +1,19 @@
 //! What the sink's thread writes for each thing that it is handed, and the failures file beside it.
 
-use std::fs::File;
-
 use super::failures_file::FailuresFile;
 use super::format::{self, Format, ResultShape, Shape};
 use super::outlet::Outlet;
 use super::piece::{Emit, Piece};
 use super::recorder::Recorder;
 use super::report::{FailureRecord, Results};
-use super::sink::{SinkConfig, SinkError, SinkReport, mark};
+use super::sink::{Again, SinkConfig, SinkError, SinkReport, mark};
 use super::unframe::Unframe;
 use widemap_common::framing::Framing;
 
 /// Writes the output and the failures file.
 pub(super) struct Renderer {
     outlet: Outlet,
-    again: Option<File>,
+    again: Option<Again>,
     name: String,
     format: Format,
     shape: Shape,

@@ -77,7 +77,7 @@ pub struct SinkTarget {
     pub(super) file: File,
     pub(super) name: String,
     /// The same, to be read again from its first byte, where that is possible.
-    pub(super) again: Option<File>,
+    pub(super) again: Option<Again>,
 }
 
 /// What the sink writes, and how.
@@ -99,6 +99,16 @@ pub struct SinkConfig {
     pub failures: Option<FailuresFile>,
     /// The digest of the function, for the failures file.
     pub function: String,
+}
+
+/// How an output is read again.
+#[derive(Debug)]
+pub(super) enum Again {
+    /// Standard output is a file that it can be opened by. Not before it must be: some file systems write all
+    /// that they have of one that was there before whenever somebody closes it.
+    Stdout,
+    /// It is open.
+    File(File),
 }
 
 /// What was written.
@@ -124,7 +134,7 @@ impl SinkTarget {
         match io::stdout().as_fd().try_clone_to_owned() {
             Ok(fd) => {
                 let file = File::from(fd);
-                let again = again(&file);
+                let again = is_new_file(&file).then_some(Again::Stdout);
                 Ok(Self { file, name, again })
             }
             Err(source) => Err(SinkError::Start { name, source }),
@@ -138,7 +148,7 @@ impl SinkTarget {
     pub fn output_file(output: &OutputFile) -> Result<Self, SinkError> {
         let name = output.path().display().to_string();
         match output.file().try_clone() {
-            Ok(file) => Ok(Self { file, name, again: output.reopen() }),
+            Ok(file) => Ok(Self { file, name, again: output.reopen().map(Again::File) }),
             Err(source) => Err(SinkError::Start { name, source }),
         }
     }
@@ -156,16 +166,18 @@ impl SinkTarget {
     }
 }
 
-/// Standard output as a file to be read, if that is what it is, and nothing was in it before.
-fn again(mut file: &File) -> Option<File> {
-    let is_new = file.metadata().is_ok_and(|metadata| metadata.is_file())
-        && io::Seek::stream_position(&mut file).is_ok_and(|position| position == 0);
-    is_new.then(|| File::open("/dev/fd/1").ok())?
+/// Whether standard output is a file, and nothing was in it before.
+fn is_new_file(mut file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.is_file())
+        && io::Seek::stream_position(&mut file).is_ok_and(|position| position == 0)
 }
 
 /// What a repair compares an output by: its length and its hash, if it can be read again.
-pub(super) fn mark(again: &mut Option<File>, output_bytes: u64) -> Option<(u64, String)> {
-    let mut file = again.take()?;
+pub(super) fn mark(again: &mut Option<Again>, output_bytes: u64) -> Option<(u64, String)> {
+    let mut file = match again.take()? {
+        Again::Stdout => File::open("/dev/fd/1").ok()?,
+        Again::File(file) => file,
+    };
     let mut hash = blake3::Hasher::new();
     io::Seek::rewind(&mut file).ok()?;
     let bytes = io::copy(&mut file, &mut hash).ok()?;

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use widemap_common::limits::PIPE_BYTES;
 
@@ -107,13 +107,13 @@ impl InputError {
     }
 }
 
-pub(super) fn open_file(path: &PathBuf) -> Result<File, InputError> {
-    let failed = |source| InputError::Open { path: path.clone(), source };
+pub(super) fn open_file(path: &Path) -> Result<File, InputError> {
+    let failed = |source| InputError::Open { path: path.to_owned(), source };
     // A FIFO that nobody writes to yet must not hold up the driver: its reader waits for it.
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.is_dir() {
-        return Err(InputError::Directory(path.clone()));
+        return Err(InputError::Directory(path.to_owned()));
     }
     Ok(file)
 }

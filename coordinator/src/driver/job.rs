@@ -26,7 +26,9 @@ use widemap_proto::session::{Done, Part};
 use widemap_sched::event::JobPolicy;
 
 use super::core::Attempt;
-use crate::data::{self, Artifact, Artifacts, HeldInput, Input, MergeLevel, Prefix, Report, Shape};
+use crate::data::{
+    self, Arriving, Artifact, Artifacts, HeldInput, Input, MergeLevel, Prefix, Report, Shape,
+};
 use crate::error::MapError;
 use crate::journal::{Shelf, Ticket, Writer};
 use crate::summary::{Counts, NamedFailure};
@@ -95,8 +97,9 @@ pub(super) struct Job {
 pub(super) struct KeptPlan {
     pub(super) id: JobId,
     pub(super) submission: Submission,
-    /// Its items.
+    /// Its items, and how far they are if they are still coming.
     pub(super) input: PathBuf,
+    pub(super) arriving: Option<Arc<Arriving>>,
     /// What is in its files.
     pub(super) artifacts: Artifacts,
     pub(super) writer: Arc<Writer>,

@@ -69,6 +69,10 @@ impl Extent {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
+        if length >= LET_GO_BYTES {
+            // Most results are collected once, in their order.
+            file.let_go(place, length as u64);
+        }
         bytes.drain(..(at - begin) as usize);
         Ok(bytes)
     }
@@ -88,6 +92,9 @@ pub(super) struct Segment {
 
 /// Bytes that are gathered before they are written.
 const GATHERED_BYTES: usize = 1024 * 1024;
+
+/// What is so long is not kept in memory once it was read: for less the call is not worth it.
+const LET_GO_BYTES: usize = 256 * 1024;
 
 /// What is so long goes to the file as it is, uncopied.
 const UNCOPIED_BYTES: usize = GATHERED_BYTES / 4;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::page_cache;
+
 /// See the file's head.
 pub(crate) trait Medium: Send + Sync {
     /// A file to be written from its start: it must not be there.
@@ -41,6 +43,9 @@ pub(crate) trait MediumFile: Send + Sync {
     fn length(&self) -> io::Result<u64>;
     /// Cuts it off.
     fn cut(&self, length: u64) -> io::Result<()>;
+
+    /// What is durable of a piece will hardly be read again soon.
+    fn let_go(&self, _offset: u64, _length: u64) {}
 
     /// Reads exactly so many bytes.
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
@@ -137,6 +142,10 @@ impl MediumFile for File {
 
     fn cut(&self, length: u64) -> io::Result<()> {
         self.set_len(length)
+    }
+
+    fn let_go(&self, offset: u64, length: u64) {
+        page_cache::let_go(self, offset, length);
     }
 }
 

@@ -5,28 +5,28 @@
 //! lock          held by the coordinator that runs
 //! coordinator   who it is, over all of its lives, which life this is, and the next job's number
 //! jobs/N/       a job: `job`, `input`, `files/DIGEST`, `facts`, `payload-000001` ...
+//!               (`job-coming` instead of `job` while its input is still coming)
 //! ```
 
-use std::collections::BTreeMap;
+mod draft;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use widemap_common::artifact::Digest;
 use widemap_common::ids::{CoordinatorId, Epoch, JobId};
-use widemap_proto::artifact::ArtifactPart;
 
-use super::artifacts::DraftArtifacts;
 use super::error::JournalError;
 use super::fact::{self, Fact};
 use super::files::JobFiles;
 use super::job_file::JobHeader;
-use super::long_file::LongFile;
 use super::medium::{Medium, write_whole};
 use super::record::{self, Found};
 use super::shelf::{FACTS, Final, Shelf, segment_path};
 use super::writer::Writer;
+
+pub(crate) use draft::Draft;
 
 /// See the file's head.
 pub(crate) struct Store {
@@ -57,22 +57,13 @@ pub(crate) struct KeptJob {
     files: Option<JobFiles>,
 }
 
-/// A job that is being handed in. Dropped before it is finished it is as if it had never been.
-pub(crate) struct Draft {
-    store: Arc<Store>,
-    directory: PathBuf,
-    header: JobHeader,
-    is_ordered: bool,
-    artifacts: DraftArtifacts,
-    input: Option<LongFile>,
-    is_finished: bool,
-}
-
 /// What every log of facts begins with.
 pub(super) const FACTS_MAGIC: &[u8; 8] = b"WMFCT\0\0\x01";
 
 const INPUT: &str = "input";
 const JOB: &str = "job";
+/// What [`JOB`] is called while the job has begun and its input is still coming.
+const JOB_COMING: &str = "job-coming";
 const JOBS: &str = "jobs";
 const COORDINATOR: &str = "coordinator";
 /// What a job is called until it is whole.
@@ -93,7 +84,7 @@ impl Store {
         medium.create_directory(&jobs).map_err(|e| JournalError::io("make", &jobs, e))?;
         let lock = lock(&*medium, directory)?;
         let (coordinator, epoch, next_job) = begin_life(&*medium, directory)?;
-        let mut kept = Vec::new();
+        let (mut kept, mut coming) = (Vec::new(), Vec::new());
         let mut next_job = next_job;
         for name in medium.list(&jobs).map_err(|e| JournalError::io("list", &jobs, e))? {
             let path = jobs.join(&name);
@@ -105,6 +96,10 @@ impl Store {
             }
             let Some(id) = name.parse().ok().map(JobId) else { continue };
             next_job = next_job.max(id.0 + 1);
+            if is_coming(&*medium, &path).map_err(|e| JournalError::io("list", &path, e))? {
+                coming.push(id);
+                continue;
+            }
             kept.push(read_job(&medium, id, &path, &is_ordered)?);
         }
         kept.sort_by_key(|job: &KeptJob| job.id);
@@ -118,6 +113,8 @@ impl Store {
             _lock: lock,
         };
         store.write_life()?;
+        // What was still coming when the last life ended was accepted from nobody.
+        coming.into_iter().try_for_each(|job| store.remove(job))?;
         Ok((store, kept))
     }
 
@@ -129,39 +126,6 @@ impl Store {
     /// Which life this is.
     pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
-    }
-
-    /// Begins to take a job in. `has_input` says whether its items are kept with it.
-    ///
-    /// # Errors
-    /// If nothing can be written.
-    pub(crate) fn begin(
-        self: &Arc<Self>,
-        header: JobHeader,
-        is_ordered: bool,
-        has_input: bool,
-    ) -> Result<Draft, JournalError> {
-        let directory =
-            self.directory.join(JOBS).join(format!("{DRAFT}{:016x}", fastrand::u64(..)));
-        let made = self.medium.create_directory(&directory);
-        made.map_err(|e| JournalError::io("make", &directory, e))?;
-        let store = Arc::clone(self);
-        let artifacts = DraftArtifacts::default();
-        let mut draft = Draft {
-            store,
-            directory,
-            header,
-            is_ordered,
-            artifacts,
-            input: None,
-            is_finished: false,
-        };
-        if has_input {
-            let path = draft.directory.join(INPUT);
-            let file = self.medium.create(&path).map_err(|e| JournalError::io("make", &path, e))?;
-            draft.input = Some(LongFile::new(file));
-        }
-        Ok(draft)
     }
 
     /// Removes a job for good.
@@ -199,98 +163,6 @@ impl KeptJob {
     pub(crate) fn write_with(&mut self, writer: &Writer) {
         if let Some(files) = self.files.take() {
             writer.open(self.id, files);
-        }
-    }
-}
-
-impl Draft {
-    /// Says what is in the job's files; `known` says where some of it lies already, in another job's.
-    ///
-    /// # Errors
-    /// If nothing can be written.
-    pub(crate) fn need(
-        &mut self,
-        artifacts: BTreeMap<Digest, u64>,
-        known: impl Fn(Digest) -> Option<PathBuf>,
-    ) -> Result<(), JournalError> {
-        let medium = &*self.store.medium;
-        self.artifacts = DraftArtifacts::begin(medium, &self.directory, artifacts, known)?;
-        Ok(())
-    }
-
-    /// Adds to what is in the job's files.
-    ///
-    /// # Errors
-    /// If it is not of them, or cannot be written: then the draft is of no use.
-    pub(crate) fn write_artifact(&mut self, part: &ArtifactPart) -> Result<(), JournalError> {
-        self.artifacts.write(&*self.store.medium, &self.directory, part)
-    }
-
-    /// Adds to the input.
-    ///
-    /// # Errors
-    /// If it cannot be written: then the draft is of no use.
-    pub(crate) fn write(&mut self, items: &[u8]) -> Result<(), JournalError> {
-        let path = self.directory.join(INPUT);
-        let Some(input) = &mut self.input else { return Ok(()) };
-        input.append(items).map_err(|e| JournalError::io("write", &path, e))
-    }
-
-    /// Makes the job, durably, and gives it its number.
-    ///
-    /// # Errors
-    /// If that is not certain.
-    pub(crate) fn finish(mut self) -> Result<KeptJob, JournalError> {
-        let store = Arc::clone(&self.store);
-        let medium = &*store.medium;
-        let mut input_bytes = 0;
-        if let Some(input) = &mut self.input {
-            let path = self.directory.join(INPUT);
-            input.sync().map_err(|e| JournalError::io("make durable", &path, e))?;
-            input_bytes = input.length();
-        }
-        self.artifacts.finish(medium, &self.directory)?;
-        let (path, facts_path) = (self.directory.join(JOB), self.directory.join(FACTS));
-        write_whole(medium, &path, &self.header.to_bytes())
-            .and_then(|()| write_whole(medium, &facts_path, FACTS_MAGIC))
-            .map_err(|e| JournalError::io("write", &path, e))?;
-        let jobs = store.directory.join(JOBS);
-        let id = {
-            let _one_at_a_time = store.numbering.lock().unwrap_or_else(PoisonError::into_inner);
-            let id = JobId(store.next_job.fetch_add(1, Ordering::SeqCst));
-            let directory = jobs.join(id.0.to_string());
-            let renamed = medium.rename(&self.directory, &directory);
-            renamed.map_err(|e| JournalError::io("make", &directory, e))?;
-            self.is_finished = true;
-            let synced = medium.sync_directory(&jobs);
-            synced.map_err(|e| JournalError::io("make durable", &jobs, e))?;
-            id
-        };
-        let directory = jobs.join(id.0.to_string());
-        let facts_path = directory.join(FACTS);
-        let facts =
-            medium.open(&facts_path).map_err(|e| JournalError::io("open", &facts_path, e))?;
-        let input = self.input.is_some().then(|| directory.join(INPUT));
-        let shelf = Arc::new(Shelf::new(store.medium.clone(), directory, self.is_ordered));
-        let files = JobFiles {
-            shelf: Arc::clone(&shelf),
-            facts,
-            facts_end: FACTS_MAGIC.len() as u64,
-            sequence: 1,
-            next_segment: 1,
-            segment: None,
-        };
-        let (header, remarks, files) = (self.header.clone(), Vec::new(), Some(files));
-        Ok(KeptJob { id, header, input, input_bytes, shelf, remarks, files })
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if !self.is_finished {
-            self.input = None;
-            // What is left is removed at the next start.
-            let _ = self.store.medium.remove_directory(&self.directory);
         }
     }
 }
@@ -382,6 +254,13 @@ fn read_job(
         segment: None,
     };
     Ok(KeptJob { id, header, input, input_bytes, shelf, remarks, files: Some(files) })
+}
+
+/// Whether a job has begun, and its input was still coming.
+fn is_coming(medium: &dyn Medium, directory: &Path) -> io::Result<bool> {
+    let names = medium.list(directory)?;
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    Ok(has(JOB_COMING) && !has(JOB))
 }
 
 pub(super) fn read_header(
@@ -480,5 +359,12 @@ pub(super) fn job_directories(medium: &dyn Medium, directory: &Path) -> io::Resu
     let mut numbers: Vec<u32> =
         medium.list(&jobs)?.iter().filter_map(|name| name.parse().ok()).collect();
     numbers.sort_unstable();
-    Ok(numbers.into_iter().map(|number| jobs.join(number.to_string())).collect())
+    let mut directories = Vec::new();
+    for number in numbers {
+        let directory = jobs.join(number.to_string());
+        if !is_coming(medium, &directory)? {
+            directories.push(directory);
+        }
+    }
+    Ok(directories)
 }

@@ -50,6 +50,8 @@ struct FakeDraft {
     used: Arc<AtomicU64>,
     gate: Arc<Gate>,
     shelves: Shelves,
+    /// The job, if it has begun.
+    begun: Option<NewJob>,
 }
 
 /// Results in memory.
@@ -140,6 +142,7 @@ impl Ledger for FakeLedger {
             used: self.used.clone(),
             gate: self.gate.clone(),
             shelves: self.shelves.clone(),
+            begun: None,
         }))
     }
 
@@ -166,14 +169,28 @@ impl Draft for FakeDraft {
         file.write_all(items).map_err(full)
     }
 
+    fn begin(&mut self) -> Result<NewJob, LedgerError> {
+        let job = self.number();
+        Ok(self.begun.insert(job).clone())
+    }
+
     fn finish(mut self: Box<Self>) -> Result<NewJob, LedgerError> {
         self.gate.pass();
         let file = self.file.take().expect("it is finished once");
         self.used.fetch_add(file.metadata().unwrap().len(), Ordering::SeqCst);
+        Ok(match self.begun.take() {
+            Some(job) => job,
+            None => self.number(),
+        })
+    }
+}
+
+impl FakeDraft {
+    fn number(&self) -> NewJob {
         let id = JobId(self.last.fetch_add(1, Ordering::SeqCst) + 1);
         let shelf = FakeShelf::new();
         self.shelves.lock().unwrap().insert(id, shelf.clone());
-        Ok(NewJob { id, input: self.path.clone(), shelf })
+        NewJob { id, input: self.path.clone(), shelf }
     }
 }
 

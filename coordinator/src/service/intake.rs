@@ -16,9 +16,11 @@ use widemap_proto::artifact::ArtifactPart;
 use widemap_proto::jobs::{JobStatus, Submission, Submitted};
 
 use super::desk::{DeskError, DeskLimits};
-use super::ledger::{Draft, Ledger};
+use super::ledger::{Draft, Ledger, NewJob};
 use super::registry::{JobEntry, Registry};
 use super::request::Request;
+use crate::data::Arriving;
+use crate::failpoint;
 
 /// One of a bounded number of places for submissions. Whoever drops it makes room.
 pub(crate) struct Entrance(Place);
@@ -34,9 +36,25 @@ pub(crate) struct Intake {
 /// What happens to its items.
 enum State {
     /// They become a job's.
-    Fresh(Box<dyn Draft>, Box<Submission>, u64),
+    Fresh(Box<Fresh>),
     /// They are compared with those of the job that there is.
     Known(Arc<JobEntry>, File),
+}
+
+/// A job to be.
+struct Fresh {
+    draft: Box<dyn Draft>,
+    submission: Submission,
+    created_ms: u64,
+    /// The job, once it runs while the rest of its items comes.
+    begun: Option<Begun>,
+}
+
+/// A job that has begun. Whoever drops it before it is accepted gives it up.
+struct Begun {
+    entry: Arc<JobEntry>,
+    arriving: Arc<Arriving>,
+    is_accepted: bool,
 }
 
 /// Where submissions come in: what they all share.
@@ -104,9 +122,9 @@ impl Counter {
         let draft = blocking(move || {
             counter.ledger.begin(bytes, key.as_deref(), created_ms).map_err(DeskError::Ledger)
         });
-        let state = State::Fresh(draft.await?, Box::new(submission), created_ms);
-        let counter = Arc::clone(self);
-        Ok(Intake { counter, place: Some(place), state: Some(state), input_bytes: 0 })
+        let fresh = Fresh { draft: draft.await?, submission, created_ms, begun: None };
+        let (counter, state) = (Arc::clone(self), Some(State::Fresh(Box::new(fresh))));
+        Ok(Intake { counter, place: Some(place), state, input_bytes: 0 })
     }
 
     /// Takes a place, if there is one.
@@ -219,13 +237,13 @@ impl Intake {
             return Err(DeskError::Stopping);
         };
         self.state = Some(match state {
-            State::Fresh(mut draft, submission, created_ms) => {
+            State::Fresh(mut fresh) => {
                 let bytes = part.data.len() as u64;
                 self.counter.has_room(bytes)?;
                 place.add(bytes);
                 blocking(move || {
-                    draft.write_artifact(&part).map_err(DeskError::Ledger)?;
-                    Ok(State::Fresh(draft, submission, created_ms))
+                    fresh.draft.write_artifact(&part).map_err(DeskError::Ledger)?;
+                    Ok(State::Fresh(fresh))
                 })
                 .await?
             }
@@ -246,12 +264,15 @@ impl Intake {
         let bytes = items.len() as u64;
         let at = self.input_bytes;
         let state = match state {
-            State::Fresh(mut draft, submission, created_ms) => {
+            State::Fresh(mut fresh) => {
                 self.counter.has_room(bytes)?;
                 place.add(bytes);
                 blocking(move || {
-                    draft.write(&items).map_err(DeskError::Ledger)?;
-                    Ok(State::Fresh(draft, submission, created_ms))
+                    fresh.draft.write(&items).map_err(DeskError::Ledger)?;
+                    if let Some(begun) = &fresh.begun {
+                        begun.arriving.grow(at + bytes);
+                    }
+                    Ok(State::Fresh(fresh))
                 })
                 .await?
             }
@@ -277,30 +298,34 @@ impl Intake {
         let (Some(state), Some(place)) = (self.state.take(), self.place.take()) else {
             return Err(DeskError::Stopping);
         };
-        let (draft, submission, created_ms) = match state {
-            State::Known(known, _) if known.input_bytes != self.input_bytes => {
+        let fresh = match state {
+            State::Known(known, _) if known.input_bytes() != self.input_bytes => {
                 let what = format!(
                     "its input ({} bytes, and these are {})",
-                    known.input_bytes, self.input_bytes
+                    known.input_bytes(),
+                    self.input_bytes
                 );
                 return Err(differs(&known, what));
             }
             State::Known(known, _) => return Ok(Submitted { job: known.told(), was_there: true }),
-            State::Fresh(draft, submission, created_ms) => (draft, submission, created_ms),
+            State::Fresh(fresh) => fresh,
         };
         let (counter, input_bytes) = (self.counter, self.input_bytes);
         blocking(move || {
+            let Fresh { draft, submission, created_ms, mut begun } = *fresh;
+            if let Some(begun) = &begun {
+                // What runs need not wait for what follows.
+                begun.arriving.finish();
+            }
+            failpoint::hit("submission.whole");
             let made = draft.finish().map_err(DeskError::Ledger)?;
-            let entry = Arc::new(JobEntry {
-                id: made.id,
-                submission: *submission,
-                created_ms,
-                input: Some(made.input),
-                input_bytes,
-                shelf: made.shelf,
-                status: watch::Sender::new(JobStatus::queued()),
-            });
+            failpoint::hit("submission.durable");
+            let entry = match &mut begun {
+                Some(begun) => begun.accept(input_bytes),
+                None => Arc::new(entry(made, submission, created_ms, input_bytes, None)),
+            };
             counter.registry.insert(Arc::clone(&entry));
+            failpoint::hit("submission.registered");
             // The key is released only now, so that the next one with it finds the job.
             drop(place);
             // Without a driver the job runs when the coordinator is started again: it is durable.
@@ -308,6 +333,83 @@ impl Intake {
             Ok(Submitted { job: entry.told(), was_there: false })
         })
         .await
+    }
+
+    /// Whether it may begin before it is whole, and has not: whoever hands it in wants that, and some
+    /// of its items are there.
+    pub(crate) fn may_begin(&self) -> bool {
+        let Some(State::Fresh(fresh)) = &self.state else { return false };
+        self.input_bytes > 0 && fresh.submission.begins_at_once && fresh.begun.is_none()
+    }
+
+    /// Lets it run while the rest of it comes.
+    ///
+    /// # Errors
+    /// If that cannot be done. The submission is of no use then.
+    pub(crate) async fn begin(&mut self) -> Result<(), DeskError> {
+        let (counter, bytes) = (Arc::clone(&self.counter), self.input_bytes);
+        self.state = match self.state.take() {
+            Some(State::Fresh(mut fresh)) if fresh.begun.is_none() => Some(
+                blocking(move || {
+                    fresh.begin(&counter, bytes)?;
+                    Ok(State::Fresh(fresh))
+                })
+                .await?,
+            ),
+            other => other,
+        };
+        Ok(())
+    }
+}
+
+impl Fresh {
+    fn begin(&mut self, counter: &Counter, bytes: u64) -> Result<(), DeskError> {
+        let made = self.draft.begin().map_err(DeskError::Ledger)?;
+        let arriving = Arc::new(Arriving::default());
+        arriving.grow(bytes);
+        let of_job = Some(Arc::clone(&arriving));
+        let entry = Arc::new(entry(made, self.submission.clone(), self.created_ms, 0, of_job));
+        let begun = Begun { entry: Arc::clone(&entry), arriving, is_accepted: false };
+        self.begun = Some(begun);
+        // Without a driver it is gone with the next start.
+        let _ = counter.requests.blocking_send(Request::Begin { job: entry });
+        failpoint::hit("submission.begun");
+        Ok(())
+    }
+}
+
+impl Begun {
+    fn accept(&mut self, input_bytes: u64) -> Arc<JobEntry> {
+        self.is_accepted = true;
+        self.entry.input_bytes.store(input_bytes, Ordering::Release);
+        Arc::clone(&self.entry)
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if !self.is_accepted {
+            self.arriving.give_up();
+        }
+    }
+}
+
+fn entry(
+    made: NewJob,
+    submission: Submission,
+    created_ms: u64,
+    input_bytes: u64,
+    arriving: Option<Arc<Arriving>>,
+) -> JobEntry {
+    JobEntry {
+        id: made.id,
+        submission,
+        created_ms,
+        input: Some(made.input),
+        input_bytes: AtomicU64::new(input_bytes),
+        arriving,
+        shelf: made.shelf,
+        status: watch::Sender::new(JobStatus::queued()),
     }
 }
 
@@ -338,7 +440,7 @@ fn is_same(known: &JobEntry, mut file: &File, at: u64, items: &[u8]) -> Result<(
         match file.read_exact(kept) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                let what = format!("its input, which ends at byte {}", known.input_bytes);
+                let what = format!("its input, which ends at byte {}", known.input_bytes());
                 return Err(differs(known, what));
             }
             Err(source) => return Err(DeskError::Unreadable { job: known.id, source }),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -148,6 +149,28 @@ impl Kept {
         (pruned, None)
     }
 
+    /// Removes a job that had begun, and was given up before it was accepted. Waits for the disk.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub(crate) fn discard(&self, job: JobId) -> Result<(), JournalError> {
+        self.lock().remove(&job);
+        self.store.remove(job)
+    }
+
+    /// Lets a job that is new be written and read.
+    fn enter(&self, mut job: KeptJob) -> NewJob {
+        job.write_with(&self.writer);
+        let known = Known {
+            shelf: Arc::clone(&job.shelf),
+            is_paused: false,
+            directory_bytes: job.input_bytes,
+        };
+        self.lock().insert(job.id, known);
+        let input = job.input.unwrap_or_default();
+        NewJob { id: job.id, input, shelf: Arc::new(KeptShelf(job.shelf)) }
+    }
+
     /// What a job brings along.
     pub(crate) fn artifacts(&self, job: JobId, spec: &JobSpec) -> Artifacts {
         let directory = self.job_directory(job);
@@ -174,7 +197,8 @@ impl Kept {
             submission,
             created_ms: job.header.created_ms,
             input: job.input.clone(),
-            input_bytes: job.input_bytes,
+            input_bytes: AtomicU64::new(job.input_bytes),
+            arriving: None,
             shelf: Arc::new(KeptShelf(Arc::clone(&job.shelf))),
             status: watch::Sender::new(JobStatus::queued()),
         }
@@ -215,7 +239,8 @@ impl Ledger for KeptLedger {
             Some(journal::artifact_path(&self.0.job_directory(holder), digest))
         };
         draft.need(artifacts.clone(), known).map_err(failed)?;
-        Ok(Box::new(KeptDraft { draft, artifacts, kept: Arc::clone(&self.0) }))
+        let kept = Arc::clone(&self.0);
+        Ok(Box::new(KeptDraft { draft, artifacts, kept, begun: None }))
     }
 
     fn has_artifact(&self, digest: Digest) -> bool {
@@ -233,6 +258,8 @@ struct KeptDraft {
     draft: journal::Draft,
     artifacts: BTreeMap<Digest, u64>,
     kept: Arc<Kept>,
+    /// The job, if it has begun.
+    begun: Option<NewJob>,
 }
 
 impl Draft for KeptDraft {
@@ -244,18 +271,25 @@ impl Draft for KeptDraft {
         self.draft.write(items).map_err(failed)
     }
 
+    fn begin(&mut self) -> Result<NewJob, LedgerError> {
+        let job = self.kept.enter(self.draft.begin().map_err(failed)?);
+        Ok(self.begun.insert(job).clone())
+    }
+
     fn finish(self: Box<Self>) -> Result<NewJob, LedgerError> {
-        let mut job = self.draft.finish().map_err(failed)?;
-        job.write_with(&self.kept.writer);
-        let known = Known {
-            shelf: Arc::clone(&job.shelf),
-            is_paused: false,
-            directory_bytes: job.input_bytes,
+        let Self { draft, artifacts, kept, begun } = *self;
+        let job = match begun {
+            None => kept.enter(draft.finish().map_err(failed)?),
+            Some(job) => {
+                let input_bytes = draft.accept().map_err(failed)?;
+                if let Some(known) = kept.lock().get_mut(&job.id) {
+                    known.directory_bytes = input_bytes;
+                }
+                job
+            }
         };
-        self.kept.lock().insert(job.id, known);
-        self.kept.shared().add(job.id, self.artifacts);
-        let input = job.input.clone().unwrap_or_else(PathBuf::new);
-        Ok(NewJob { id: job.id, input, shelf: Arc::new(KeptShelf(job.shelf)) })
+        kept.shared().add(job.id, artifacts);
+        Ok(job)
     }
 }
 

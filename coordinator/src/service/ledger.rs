@@ -45,14 +45,22 @@ pub(crate) trait Draft: Send {
     /// [`LedgerError`] if it cannot be written: then the draft is of no use any more.
     fn write(&mut self, items: &[u8]) -> Result<(), LedgerError>;
 
-    /// Makes the job, durably.
+    /// Makes a job of what is there, with its number, that may run while the rest of its input comes. It
+    /// counts for nothing before [`Draft::finish`]. Once, when what is in its files is there.
+    ///
+    /// # Errors
+    /// [`LedgerError`] if that cannot be done: then the draft is of no use any more.
+    fn begin(&mut self) -> Result<NewJob, LedgerError>;
+
+    /// Makes the job, durably; the same one, if it has begun.
     ///
     /// # Errors
     /// [`LedgerError`] if that is not certain.
     fn finish(self: Box<Self>) -> Result<NewJob, LedgerError>;
 }
 
-/// A job that was handed in.
+/// A job that was handed in, or has begun.
+#[derive(Clone)]
 pub(crate) struct NewJob {
     /// Its number.
     pub(crate) id: JobId,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Bound;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
@@ -11,6 +12,7 @@ use widemap_common::ids::JobId;
 use widemap_proto::jobs::{Ended, Job, JobName, JobStatus, Submission};
 
 use super::ledger::Shelf;
+use crate::data::Arriving;
 
 /// Every job of this coordinator.
 #[derive(Default)]
@@ -34,8 +36,10 @@ pub(crate) struct JobEntry {
     pub(crate) created_ms: u64,
     /// The items, as they lie in the submission's framing; none if they are not kept here.
     pub(crate) input: Option<PathBuf>,
-    /// How long that is.
-    pub(crate) input_bytes: u64,
+    /// How long that is; 0 until all of it is there.
+    pub(crate) input_bytes: AtomicU64,
+    /// How far it is, of a job that began while it was still coming.
+    pub(crate) arriving: Option<Arc<Arriving>>,
     /// What is durable of its results.
     pub(crate) shelf: Arc<dyn Shelf>,
     /// How far it is: published by the driver, at the end too.
@@ -111,7 +115,7 @@ impl Registry {
             Waiting::default(),
             |sum, entry| Waiting {
                 jobs: sum.jobs + 1,
-                input_bytes: sum.input_bytes + entry.input_bytes,
+                input_bytes: sum.input_bytes + entry.input_bytes(),
             },
         )
     }
@@ -135,6 +139,16 @@ impl JobEntry {
         }
     }
 
+    /// How many bytes its items have.
+    pub(crate) fn input_bytes(&self) -> u64 {
+        self.input_bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether it had begun, and was given up before it was accepted.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.arriving.as_ref().is_some_and(|arriving| arriving.is_given_up())
+    }
+
     /// What users are told of it.
     pub(crate) fn told(&self) -> Job {
         let submission = &self.submission;
@@ -147,7 +161,7 @@ impl JobEntry {
             weight: submission.policy.weight,
             priority: submission.policy.priority,
             created_ms: self.created_ms,
-            input_bytes: self.input_bytes,
+            input_bytes: self.input_bytes(),
             output: submission.output.clone(),
             what_runs: None,
             status: self.status(),

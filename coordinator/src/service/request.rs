@@ -14,7 +14,13 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 /// One thing that is asked of the driver.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// A new job, durable and registered: run it when its turn comes.
+    /// A job whose items are still coming, and that may run while they do, if others do not wait. Nobody
+    /// knows of it before it is admitted; it may be given up instead.
+    Begin {
+        /// The job.
+        job: Arc<JobEntry>,
+    },
+    /// A new job, durable and registered: run it when its turn comes, if it does not run already.
     Admit {
         /// The job.
         job: Arc<JobEntry>,

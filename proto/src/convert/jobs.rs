@@ -68,6 +68,7 @@ impl From<Submission> for wire::Submission {
             output: Some(form_to_wire(submission.output)),
             submitted_ms: submission.submitted_ms,
             submitter: submission.submitter,
+            begins_at_once: submission.begins_at_once,
         }
     }
 }
@@ -97,6 +98,7 @@ impl TryFrom<wire::Submission> for Submission {
             output: form_from_wire(submission.output)?,
             submitter: shown(submission.submitter, NAME_BYTES_MAX),
             submitted_ms: submission.submitted_ms,
+            begins_at_once: submission.begins_at_once,
         })
     }
 }

@@ -4,12 +4,18 @@
 mod through;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use widemap::failpoint;
-use widemap_tests::{Run, WorkerProcess, eventually, eventually_within, run, widemap};
+use widemap_tests::{
+    MapProcess, Run, WorkerProcess, binary, eventually, eventually_within, run, widemap,
+    without_configuration,
+};
 
 use crate::support::{Log, numbers, places};
 
@@ -195,6 +201,87 @@ fn a_coordinator_killed_at_any_step_goes_on_and_runs_nothing_again() {
     }
 }
 
+/// A map's items run while the rest of them comes, and nothing of it is there if they do not come to an end.
+#[test]
+fn a_map_runs_while_its_items_come_and_is_gone_if_they_break_off() {
+    let (ann, log) = (WorkerProcess::start("ann", 2), Log::new());
+    let service = Service::start(&[&ann]);
+    let start = |script: &str| {
+        let mut words = vec!["map".to_owned()];
+        words.extend(log.noting(script));
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let mut command = service.asking(&words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut map = command.spawn().unwrap();
+        let mut items = map.stdin.take().unwrap();
+        items.write_all(numbers(1..=4).as_bytes()).unwrap();
+        (map, items)
+    };
+    let (map, mut items) = start("true");
+    eventually("what is there has run", || log.runs(), |&runs| runs == 4);
+    assert_eq!(service.ask(&["jobs", "--format", "json"]).exits(0).text(), "", "nobody is told");
+    items.write_all(b"5\n6").unwrap();
+    drop(items);
+    let done = map.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&done.stdout), numbers(1..=6));
+    assert!(said.contains("j1 of coordinator") && said.contains("6 items, 0 failed"), "{said}");
+    assert_eq!(log.runs(), 6);
+    // Another one is killed while its items come.
+    let (mut map, _items) = start("sleep 60");
+    eventually("it runs", || log.runs(), |&runs| runs == 8);
+    map.kill().unwrap();
+    map.wait().unwrap();
+    eventually("nothing of it is left", || service.job(2).exists(), |&is_there| !is_there);
+    let listed = service.ask(&["jobs", "--format", "json"]).exits(0);
+    assert_eq!(listed.text().lines().count(), 1, "{}", listed.text());
+    // Its slots are free.
+    let next = service.submit(&[], &log.noting("true"), "9\n");
+    assert_eq!(service.ask(&["results", &next]).exits(0).text(), "9\n");
+}
+
+/// Wherever the coordinator is killed while a map's items come, the map goes on once it is back.
+#[test]
+fn a_coordinator_killed_while_a_map_comes_is_given_it_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let items = directory.path().join("items");
+    let mut lines = String::new();
+    for number in 0..50_000 {
+        writeln!(lines, "line {number} {:0>120}", number * 7).unwrap();
+    }
+    std::fs::write(&items, &lines).unwrap();
+    for name in failpoint::SUBMITTING {
+        let ann = WorkerProcess::start("ann", 2);
+        let mut service = Service::start(&[&ann]);
+        service.kill();
+        service.begin(Some(&format!("{name}=1")));
+        let words = [
+            "map",
+            "-a",
+            items.to_str().unwrap(),
+            "--pipe",
+            "--block",
+            "200K",
+            "--",
+            "tr",
+            "a-z",
+            "A-Z",
+        ];
+        let map = MapProcess::start(service.asking(&words), "");
+        eventually(name, || service.process().has_ended(), |&ended| ended);
+        service.process = None;
+        service.begin(None);
+        let done = map.finish().exits(0);
+        assert!(done.text() == lines.to_uppercase(), "{name}: {}", done.stderr);
+        // One job was made of it, whatever had begun before.
+        let listed = service.ask(&["jobs", "--format", "json"]).exits(0);
+        assert_eq!(listed.text().lines().count(), 1, "{name}: {}", listed.text());
+        let jobs = service.data().join("jobs").read_dir().unwrap().count();
+        assert_eq!(jobs, 1, "{name}");
+    }
+}
+
 /// Scenario 22: the end of the log is not whole.
 #[test]
 fn a_torn_tail_is_cut_off_told_and_gone_on_from() {
@@ -330,10 +417,24 @@ fn twenty_jobs_survive_whatever_is_killed() {
                 // Whoever finds nobody there tries again with the same key: it is one job.
                 let patience = Duration::from_secs(60);
                 let submit = || ask(&words, &input);
-                let done = eventually_within(patience, &key, submit, |done| done.status == 0);
-                let job = done.text().trim().to_owned();
-                let collect = || ask(&["results", &job], "");
-                let done = eventually_within(patience, &job, collect, |done| done.status != 3);
+                let done = if number % 2 == 0 {
+                    let done = eventually_within(patience, &key, submit, |done| done.status == 0);
+                    let job = done.text().trim().to_owned();
+                    let collect = || ask(&["results", &job], "");
+                    eventually_within(patience, &job, collect, |done| done.status != 3)
+                } else {
+                    // Every other one is a map whose items come slowly, and run meanwhile.
+                    let slowly = r#"(head -n 9; sleep 0.3; cat) | "$@""#;
+                    let map = || {
+                        let mut command = std::process::Command::new("sh");
+                        command.args(["-c", slowly, "sh"]).arg(binary("widemap")).arg("map");
+                        command.args(&words[1..]);
+                        without_configuration(&mut command);
+                        command.env("WIDEMAP_COORDINATOR", &coordinator);
+                        run(command, input.as_bytes())
+                    };
+                    eventually_within(patience, &key, map, |done| done.status == 0)
+                };
                 let want: String = (1..=items).map(|item| format!("{key} {item}\n")).collect();
                 assert_eq!(
                     (done.status, done.text()),

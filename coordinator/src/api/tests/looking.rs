@@ -42,7 +42,8 @@ async fn jobs_are_listed_in_pages_and_found_by_id_and_key() {
             submission: super::submission(),
             created_ms: 0,
             input: None,
-            input_bytes: 0,
+            input_bytes: 0.into(),
+            arriving: None,
             shelf: entry.shelf.clone(),
             status: tokio::sync::watch::Sender::new(entry.status()),
         }));
@@ -135,7 +136,7 @@ async fn what_is_asked_of_the_driver_is_answered_by_it() {
     };
     let mut has_ended = false;
     let driving = driver(&mut served, |request| match request {
-        Request::Admit { .. } => {}
+        Request::Begin { .. } | Request::Admit { .. } => {}
         Request::Cancel { job, reply } if has_ended => {
             let _ = reply.send(Err(RequestError::Ended { job, state: "cancelled" }));
         }

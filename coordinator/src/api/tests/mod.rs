@@ -119,6 +119,7 @@ fn submission() -> Submission {
         },
         submitter: "ann@lab".to_owned(),
         submitted_ms: 7,
+        begins_at_once: false,
     }
 }
 

@@ -1,12 +1,18 @@
 //! A job is made once, of all of its items, or not at all.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio_stream::iter;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
-use widemap_proto::jobs::{JobPart, Submission, Submitting};
+use widemap_common::limits::{BEGIN_BYTES, PART_BYTES_MAX};
+use widemap_proto::jobs::{JobPart, Submission, Submitted, Submitting};
 use widemap_proto::wire;
 use widemap_proto::wire::jobs_client::JobsClient;
 
-use super::{Served, Wire, keyed, list, submission, until};
+use super::{PATIENCE, Served, Wire, keyed, list, submission, until};
 use crate::client::{JobsError, SubmitError};
 use crate::data::Artifacts;
 use crate::data::Source;
@@ -239,4 +245,61 @@ async fn who_is_not_there_is_told_of_at_once() {
     let user = crate::client::Coordinator::on_loopback(address);
     let error = user.submit(submission(), list(&["a"]), Artifacts::default()).await.unwrap_err();
     assert!(matches!(error, SubmitError::Jobs(JobsError::Unreachable { .. })), "{error:?}");
+}
+
+/// Who wants it to begins while it comes: once there is much of it, or some of it for a while.
+#[tokio::test]
+async fn a_submission_begins_while_it_comes_if_that_is_wanted() {
+    for (begins_at_once, bytes) in [(true, 6), (true, BEGIN_BYTES), (false, BEGIN_BYTES)] {
+        let mut served = Served::start().await;
+        let (sender, messages) = mpsc::channel(4);
+        let mut client = JobsClient::connect(format!("http://{}", served.address)).await.unwrap();
+        let eager = Submission { begins_at_once, ..submission() };
+        sender.send(Submitting::Begin(Box::new(eager)).into()).await.unwrap();
+        let answer =
+            tokio::spawn(async move { client.submit(ReceiverStream::new(messages)).await });
+        let line = Bytes::from(vec![b'\n'; PART_BYTES_MAX]);
+        let mut offset = 0;
+        while offset < bytes {
+            let data = line.slice(..line.len().min((bytes - offset) as usize));
+            let sent = data.len() as u64;
+            sender.send(Submitting::Items(JobPart { offset, data }).into()).await.unwrap();
+            offset += sent;
+        }
+        let begun = if begins_at_once {
+            let begun = tokio::time::timeout(PATIENCE, served.requests.recv()).await;
+            let Ok(Some(Request::Begin { job })) = begun else { panic!("it does not begin") };
+            assert!(served.registry.get(job.id).is_none());
+            Some(job)
+        } else {
+            None
+        };
+        sender.send(end(bytes)).await.unwrap();
+        drop(sender);
+        let submitted: Submitted = answer.await.unwrap().unwrap().into_inner().try_into().unwrap();
+        assert_eq!((submitted.job.id.0, submitted.job.input_bytes), (1, bytes));
+        let Some(Request::Admit { job }) = served.requests.recv().await else { panic!("no job") };
+        assert!(begun.is_none_or(|begun| Arc::ptr_eq(&begun, &job)));
+        assert!(!job.is_given_up() && served.registry.get(job.id).is_some());
+        served.end().await;
+    }
+}
+
+/// Broken off, it is given up, whatever it has begun.
+#[tokio::test]
+async fn a_submission_that_has_begun_and_breaks_off_is_given_up() {
+    let mut served = Served::start().await;
+    let (sender, messages) = mpsc::channel(4);
+    let mut client = JobsClient::connect(format!("http://{}", served.address)).await.unwrap();
+    let eager = Submission { begins_at_once: true, ..submission() };
+    sender.send(Submitting::Begin(Box::new(eager)).into()).await.unwrap();
+    sender.send(items(0, "a\n")).await.unwrap();
+    let answer = tokio::spawn(async move { client.submit(ReceiverStream::new(messages)).await });
+    let Some(Request::Begin { job }) = served.requests.recv().await else { panic!("no job") };
+    assert!(!job.is_given_up());
+    drop(sender);
+    assert_eq!(answer.await.unwrap().unwrap_err().code(), Code::Cancelled);
+    until("it is given up", || job.is_given_up()).await;
+    assert!(served.registry.get(job.id).is_none());
+    served.end().await;
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -12,6 +13,7 @@ use widemap_common::ids::ItemRange;
 use widemap_common::limits::{BLOCK_BYTES_MIN, BLOCKS_PER_SIZE};
 
 use super::{Bell, cases};
+use crate::data::Arriving;
 use crate::data::block::{BlockRule, Splitter};
 use crate::data::{Chunk, HeldError, HeldInput, Input, InputError, Source};
 
@@ -324,4 +326,67 @@ fn a_file_that_changed_is_not_read_again() {
     std::fs::write(&path, b"other\n").unwrap();
     let error = held.slice(ItemRange::new(0, 10)).unwrap_err();
     assert!(matches!(error, HeldError::Changed { first: 1, last: 10, .. }), "{error}");
+}
+
+/// A file that is still being written is read as it grows, to the end that is told.
+#[test]
+fn a_file_that_grows_is_read_as_it_grows() {
+    let (_directory, path) = file_of(b"a\nb\nc");
+    let arriving = Arc::new(Arriving::default());
+    let bell = Bell::default();
+    let of_job = Some(Arc::clone(&arriving));
+    let mut input =
+        Input::open_kept(&path, of_job, LINES, BlockRule::ItemWise, bell.ringer()).unwrap();
+    assert_eq!(input.level().rest_bytes, None);
+    arriving.grow(5);
+    bell.until("what is there", || {
+        input.poll();
+        (input.level().ready_items == 2).then_some(())
+    });
+    assert_eq!(input.cut(ANY.0, ANY.1).unwrap().bytes, "a\nb\n");
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(b"c\nd\n").unwrap();
+    assert!(!input.is_exhausted());
+    arriving.grow(9);
+    arriving.finish();
+    assert!(input.level().rest_bytes.is_some(), "it is known how much is to come");
+    let chunks = cut_all(&mut input, &bell, |input| input.cut(ANY.0, ANY.1));
+    let bytes: Vec<_> = chunks.iter().flat_map(|chunk| chunk.bytes.to_vec()).collect();
+    assert_eq!((bytes.as_slice(), input.cut_items()), (&b"cc\nd\n"[..], 4));
+    // It changes while it is read, and that is no fault.
+    let mut held = HeldInput::with_file(LINES, input.take_file().unwrap()).keeping(0);
+    let (range, want) = (chunks[0].range, chunks[0].bytes.clone());
+    held.hold(chunks[0].clone());
+    held.sent(range);
+    assert_eq!((held.bytes(), held.slice(range).unwrap()), (0, want));
+}
+
+/// Nobody waits for what is given up, nor for what nobody wants.
+#[test]
+fn a_file_that_is_given_up_or_not_wanted_keeps_no_thread() {
+    for gives_up in [true, false] {
+        let (_directory, path) = file_of(b"a\nb");
+        let arriving = Arc::new(Arriving::default());
+        let bell = Bell::default();
+        let of_job = Some(Arc::clone(&arriving));
+        let mut input =
+            Input::open_kept(&path, of_job, LINES, BlockRule::ItemWise, bell.ringer()).unwrap();
+        arriving.grow(3);
+        bell.until("the first item", || {
+            input.poll();
+            (input.level().ready_items == 1).then_some(())
+        });
+        if gives_up {
+            arriving.give_up();
+            // Its thread says that it is over, and nothing of an end.
+            bell.until("its thread has gone", || {
+                input.poll();
+                (Arc::strong_count(&arriving) <= 3).then_some(())
+            });
+            assert!(input.cut(ANY.0, ANY.1).is_some() && !input.is_exhausted());
+        }
+        // Joins the thread.
+        drop(input);
+        assert_eq!(Arc::strong_count(&arriving), 1);
+    }
 }

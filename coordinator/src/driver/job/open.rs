@@ -135,8 +135,8 @@ impl Job {
         let Submission { spec, blocks, policy, output, .. } = plan.submission;
         let blocks = plan::block_rule(blocks, spec.function.runtime());
         let shape = shape(&spec, blocks);
-        let source = data::Source::File(plan.input);
-        let mut input = Input::open(source, spec.framing, blocks, wake())?;
+        let (path, arriving) = (&plan.input, plan.arriving);
+        let mut input = Input::open_kept(path, arriving, spec.framing, blocks, wake())?;
         let counts =
             plan.shelf.as_ref().map(|shelf| leave_out(&mut input, shelf)).unwrap_or_default();
         let held = match input.take_file() {

@@ -23,9 +23,12 @@ use crate::service::{JobEntry, Reply, Request, RequestError};
 impl Service {
     pub(super) fn answer(&mut self, request: Request, progressed: &Arc<Notify>) {
         match request {
+            Request::Begin { job } => self.begin(job, progressed),
             Request::Admit { job } => {
-                self.queued.insert((Reverse(job.submission.policy.priority), job.id));
-                self.open_queued(progressed);
+                if !self.has_come(job.id) {
+                    self.queued.insert((Reverse(job.submission.policy.priority), job.id));
+                    self.open_queued(progressed);
+                }
             }
             Request::Cancel { job, reply } => match self.ended(job) {
                 Some(error) => answered(reply, Err(error)),

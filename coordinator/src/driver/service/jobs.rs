@@ -41,12 +41,13 @@ impl Service {
         }
     }
 
-    fn open_job(&mut self, entry: Arc<JobEntry>, progressed: &Arc<Notify>) {
+    pub(super) fn open_job(&mut self, entry: Arc<JobEntry>, progressed: &Arc<Notify>) {
         let id = entry.id;
         let plan = KeptPlan {
             id,
             submission: entry.submission.clone(),
             input: entry.input.clone().unwrap_or_default(),
+            arriving: entry.arriving.clone(),
             artifacts: self.kept.artifacts(id, &entry.submission.spec),
             writer: Arc::clone(&self.writer),
             shelf: self.kept.shelf(id),
@@ -147,7 +148,7 @@ impl Service {
         true
     }
 
-    fn give_up(&mut self, id: JobId, how: How) {
+    pub(super) fn give_up(&mut self, id: JobId, how: How) {
         if let Some(running) = self.running.get_mut(&id) {
             running.how.get_or_insert(how);
             self.core.cancel(id);
@@ -208,6 +209,7 @@ impl Service {
         let jobs: Vec<_> = self.running.keys().copied().collect();
         jobs.into_iter().for_each(|job| self.publish_one(job));
         self.end_unusable();
+        self.end_given_up();
         self.core.fleet.forget_dead(DEAD_KEPT_MAX);
         let observed = self.observe();
         self.pulse.observe(&observed);

@@ -2,6 +2,7 @@
 //! and whatever becomes of a job is durable before anybody else does.
 
 mod answers;
+mod coming;
 mod jobs;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use crate::journal::{JournalError, Ticket, Writer};
 use crate::places::{self, Suggestion};
 use crate::service::{JobEntry, Kept, Registry, Reply, Request, RequestError};
 use crate::session::{Greeting, Trust};
+use coming::Coming;
 use jobs::Running;
 
 /// What a service is made with.
@@ -112,6 +114,8 @@ pub(super) struct Service {
     /// Jobs whose turn has not come, the next one first.
     queued: BTreeSet<(Reverse<i32>, JobId)>,
     running: BTreeMap<JobId, Running>,
+    /// Jobs whose items are still coming.
+    coming: BTreeMap<JobId, Coming>,
     /// Attempts of jobs that have ended, the latest ones last, for who asks why they ended so.
     past: VecDeque<(JobId, Vec<AttemptTold>)>,
     /// What is said once an entry is durable, in the order of the entries.
@@ -192,6 +196,7 @@ impl Service {
             requests: make.requests,
             queued: BTreeSet::new(),
             running: BTreeMap::new(),
+            coming: BTreeMap::new(),
             past: VecDeque::new(),
             promises: Vec::new(),
             returning: Returning::default(),

@@ -250,6 +250,7 @@ fn submission(function: &str) -> Submission {
         },
         submitter: "a test".to_owned(),
         submitted_ms: 0,
+        begins_at_once: false,
     }
 }
 
@@ -420,5 +421,94 @@ async fn a_function_that_no_worker_has_ends_its_job_and_says_so() {
     assert_eq!(output, "");
     let How::Unusable(why) = &ended.status.ending().unwrap().how else { panic!("{ended:?}") };
     assert!(why.contains("ann has no function `cube`"), "{why}");
+    life.end().await;
+}
+
+/// What is handed in may run while the rest of it comes; nobody is told before all of it is there.
+#[tokio::test]
+async fn a_job_may_run_while_its_items_come() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(2).await);
+    ann.witness.open.store(u64::MAX, Ordering::SeqCst);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let eager = Submission { begins_at_once: true, ..gated() };
+    let mut intake = life.desk.enter().unwrap().begin(eager).await.unwrap();
+    assert!(!intake.may_begin(), "there is nothing to begin with");
+    intake.write(numbers(20).into()).await.unwrap();
+    assert!(intake.may_begin());
+    intake.begin().await.unwrap();
+    assert!(!intake.may_begin(), "it begins once");
+    until("what is there has run", || ann.witness.runs().len() == 20).await;
+    assert!(life.desk.job(&JobName::Id(JobId(1))).is_err(), "nobody knows of it");
+    assert!(matches!(
+        life.desk.collect(JobId(1), Position::default()),
+        Err(DeskError::NoSuchJob(_))
+    ));
+    // Another one is taken in, runs and ends meanwhile.
+    let other = life.submit(submission("square"), "7\n").await;
+    assert_eq!((other, life.collect(other).await.0.as_str()), (JobId(2), "49\n"));
+    let rest = numbers(50)[numbers(20).len()..].to_owned();
+    // In pieces that end anywhere.
+    for piece in rest.as_bytes().chunks(7) {
+        intake.write(Bytes::copy_from_slice(piece)).await.unwrap();
+    }
+    let job = intake.finish().await.unwrap().job;
+    assert_eq!((job.id, job.input_bytes), (JobId(1), numbers(50).len() as u64));
+    let (output, _, ended) = life.collect(job.id).await;
+    assert_eq!((output, ended.status.counts.ok), (numbers(50), 50));
+    let runs = ann.witness.runs();
+    assert!(runs.values().all(|&runs| runs == 1) && runs.len() == 50, "{runs:?}");
+    life.end().await;
+    // It is kept like any other.
+    let life = Life::begin(directory.path(), &[&ann]);
+    assert_eq!(life.collect(job.id).await.0, numbers(50));
+    life.end().await;
+}
+
+/// What has begun and is given up ends on its worker, and leaves nothing on the disk.
+#[tokio::test]
+async fn what_is_given_up_while_it_comes_is_gone() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let eager = |function: Submission| Submission { begins_at_once: true, ..function };
+    let mut intake = life.desk.enter().unwrap().begin(eager(gated())).await.unwrap();
+    intake.write(numbers(3).into()).await.unwrap();
+    intake.begin().await.unwrap();
+    until("it runs", || ann.witness.running.load(Ordering::SeqCst) == 1).await;
+    drop(intake);
+    until("what ran has ended", || ann.witness.running.load(Ordering::SeqCst) == 0).await;
+    let of_job = directory.path().join("jobs/1");
+    until("it is gone from the disk", || !of_job.exists()).await;
+    // One that has ended by itself before, too: there is no such function.
+    let mut intake = life.desk.enter().unwrap().begin(eager(submission("cube"))).await.unwrap();
+    intake.write(numbers(3).into()).await.unwrap();
+    intake.begin().await.unwrap();
+    let facts = directory.path().join("jobs/2/facts");
+    until("it has ended", || std::fs::read(&facts).is_ok_and(|facts| facts.len() > 8)).await;
+    assert!(facts.exists(), "its items are still coming");
+    drop(intake);
+    until("it is gone too", || !facts.exists()).await;
+    assert!(life.desk.list(JobId(0)).0.is_empty());
+    let next = life.submit(submission("square"), "2\n").await;
+    assert_eq!((next, life.collect(next).await.0.as_str()), (JobId(3), "4\n"));
+    life.end().await;
+}
+
+/// A life that ends while a job comes: the job is not there in the next, and its worker is free.
+#[tokio::test]
+async fn what_was_coming_when_a_life_was_killed_is_not_there_in_the_next() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let eager = Submission { begins_at_once: true, ..gated() };
+    let mut intake = life.desk.enter().unwrap().begin(eager).await.unwrap();
+    intake.write(numbers(3).into()).await.unwrap();
+    intake.begin().await.unwrap();
+    until("it runs", || ann.witness.running.load(Ordering::SeqCst) == 1).await;
+    life.kill().await;
+    drop(intake);
+    ann.witness.open.store(u64::MAX, Ordering::SeqCst);
+    let life = Life::begin(directory.path(), &[&ann]);
+    assert!(!directory.path().join("jobs/1").exists());
+    let next = life.submit(gated(), &numbers(5)).await;
+    assert_eq!((next, life.collect(next).await.0), (JobId(2), numbers(5)));
     life.end().await;
 }

@@ -22,6 +22,8 @@ struct Disk {
     files: BTreeMap<PathBuf, File>,
     directories: BTreeSet<PathBuf>,
     locked: BTreeSet<PathBuf>,
+    /// Files that were made so far.
+    made: u64,
     /// Calls that change something, so far, and at which of them what happens.
     calls: u64,
     fault: Option<(u64, Fault)>,
@@ -41,13 +43,15 @@ pub(super) enum Fault {
 
 #[derive(Clone, Default)]
 struct File {
+    /// Which it is, whatever it is called.
+    id: u64,
     written: Vec<u8>,
     durable: Vec<u8>,
 }
 
 struct Handle {
     disk: Arc<Mutex<Disk>>,
-    path: PathBuf,
+    id: u64,
 }
 
 impl Memory {
@@ -79,11 +83,12 @@ impl Memory {
                     block.copy_from_slice(written);
                 }
             }
-            File { written: bytes.clone(), durable: bytes }
+            File { id: file.id, written: bytes.clone(), durable: bytes }
         };
         let mut torn = torn;
         let files = disk.files.iter().map(|(path, file)| (path.clone(), torn(file))).collect();
-        let disk = Disk { files, directories: disk.directories.clone(), ..Disk::default() };
+        let (directories, made) = (disk.directories.clone(), disk.made);
+        let disk = Disk { files, directories, made, ..Disk::default() };
         Self { disk: Arc::new(Mutex::new(disk)) }
     }
 
@@ -134,17 +139,17 @@ impl Medium for Memory {
         disk.call()?;
         let parent = path.parent().unwrap();
         assert!(disk.directories.contains(parent), "{} is there", parent.display());
-        let before = disk.files.insert(path.to_owned(), File::default());
+        disk.made += 1;
+        let id = disk.made;
+        let before = disk.files.insert(path.to_owned(), File { id, ..File::default() });
         assert!(before.is_none(), "{} is made once", path.display());
-        Ok(Box::new(Handle { disk: Arc::clone(&self.disk), path: path.to_owned() }))
+        Ok(Box::new(Handle { disk: Arc::clone(&self.disk), id }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn MediumFile>> {
         let disk = self.disk.lock().unwrap();
-        if !disk.files.contains_key(path) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(Box::new(Handle { disk: Arc::clone(&self.disk), path: path.to_owned() }))
+        let id = disk.files.get(path).ok_or(io::ErrorKind::NotFound)?.id;
+        Ok(Box::new(Handle { disk: Arc::clone(&self.disk), id }))
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {
@@ -224,7 +229,8 @@ impl Handle {
     fn with<T>(&self, change: impl FnOnce(&mut File) -> T) -> io::Result<T> {
         let mut disk = self.disk.lock().unwrap();
         disk.call()?;
-        Ok(change(disk.files.get_mut(&self.path).expect("an open file is there")))
+        let file = disk.files.values_mut().find(|file| file.id == self.id);
+        Ok(change(file.expect("an open file is there")))
     }
 }
 
@@ -241,7 +247,8 @@ impl MediumFile for Handle {
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let disk = self.disk.lock().unwrap();
-        let file = disk.files.get(&self.path).ok_or(io::ErrorKind::NotFound)?;
+        let file = disk.files.values().find(|file| file.id == self.id);
+        let file = file.ok_or(io::ErrorKind::NotFound)?;
         let rest = file.written.get(offset as usize..).unwrap_or_default();
         let read = rest.len().min(bytes.len());
         bytes[..read].copy_from_slice(&rest[..read]);
@@ -253,7 +260,9 @@ impl MediumFile for Handle {
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.disk.lock().unwrap().files[&self.path].written.len() as u64)
+        let disk = self.disk.lock().unwrap();
+        let file = disk.files.values().find(|file| file.id == self.id);
+        Ok(file.ok_or(io::ErrorKind::NotFound)?.written.len() as u64)
     }
 
     fn cut(&self, length: u64) -> io::Result<()> {

@@ -415,6 +415,92 @@ fn what_was_lost_of_a_long_input_while_it_came_is_told_in_the_end() {
     assert!(medium.paths().iter().all(|path| !path.starts_with(root().join("jobs"))));
 }
 
+/// A job that has begun runs like any other, and counts for nothing before it is accepted.
+#[test]
+fn a_job_that_has_begun_is_there_once_it_is_accepted_and_gone_with_its_life_before() {
+    for is_accepted in [true, false] {
+        let medium = Memory::default();
+        let (store, _) = open(Arc::new(medium.clone()), &root()).unwrap();
+        let journal = writer(Arc::new(medium.clone()));
+        let mut draft = store.begin(header(), true, true).unwrap();
+        draft.write(b"a\nb\n").unwrap();
+        let mut job = draft.begin().unwrap();
+        assert_eq!((job.id, job.input.clone()), (JobId(1), Some(root().join("jobs/1/input"))));
+        job.write_with(&journal);
+        journal.append(job.id, accepted(0, 1, "A "));
+        assert!(settled(&journal).is_none());
+        assert_eq!(read(&job.shelf).0, "A ");
+        // What comes behind goes where the rest is.
+        draft.write(b"c\n").unwrap();
+        let another = store.begin(header(), true, true).unwrap().finish().unwrap();
+        assert_eq!(another.id, JobId(2));
+        if is_accepted {
+            assert_eq!(draft.accept().unwrap(), 6);
+            assert_eq!(medium.durable_length(&root().join("jobs/1/input")), 6);
+        } else {
+            // What is coming is of no concern to who looks whether all is well.
+            let looked_at: Vec<_> = check(&medium, &root())
+                .unwrap()
+                .into_iter()
+                .map(|finding| finding.directory)
+                .collect();
+            assert_eq!(looked_at, [root().join("jobs/2")]);
+            drop(draft);
+            assert!(medium.paths().contains(&root().join("jobs/1/input")), "it is in use");
+        }
+        journal.append(job.id, accepted(1, 1, "B "));
+        assert!(settled(&journal).is_none());
+        drop((journal, store));
+        let crashed = medium.after_a_crash(&mut fastrand::Rng::with_seed(3));
+        let (store, jobs) = open(Arc::new(crashed.clone()), &root()).unwrap();
+        let ids: Vec<_> = jobs.iter().map(|job| job.id.0).collect();
+        if is_accepted {
+            assert_eq!(ids, [1, 2]);
+            assert_eq!((jobs[0].input_bytes, read(&jobs[0].shelf).0), (6, "A B ".to_owned()));
+        } else {
+            assert_eq!(ids, [2]);
+            assert!(crashed.paths().iter().all(|path| !path.starts_with(root().join("jobs/1"))));
+        }
+        // A number is never given twice: a worker may still have something of the first.
+        assert_eq!(store.begin(header(), true, false).unwrap().finish().unwrap().id, JobId(3));
+    }
+}
+
+/// Wherever the disk fails between a job's begin and its acceptance, it is whole or it is not there.
+#[test]
+fn a_disk_that_fails_while_a_job_is_accepted_leaves_all_of_it_or_nothing() {
+    let mut seen = [0, 0];
+    for call in 1.. {
+        let medium = Memory::default();
+        let (store, _) = open(Arc::new(medium.clone()), &root()).unwrap();
+        let mut draft = store.begin(header(), true, true).unwrap();
+        medium.fails_at(call, Fault::Broken);
+        let made = draft
+            .write(b"a\n")
+            .and_then(|()| draft.begin().map(drop))
+            .and_then(|()| draft.write(b"b\n"))
+            .and_then(|()| draft.accept());
+        let has_failed = medium.has_failed();
+        assert_eq!(made.is_err(), has_failed);
+        drop(store);
+        let crashed = medium.after_a_crash(&mut fastrand::Rng::with_seed(call));
+        let (store, jobs) = open(Arc::new(crashed.clone()), &root()).unwrap();
+        for job in &jobs {
+            assert_eq!((job.id, job.input_bytes), (JobId(1), 4));
+        }
+        seen[jobs.len()] += 1;
+        assert!(has_failed || jobs.len() == 1, "what was accepted is kept");
+        let next = store.begin(header(), true, false).unwrap().finish().unwrap();
+        let was_numbered = made.is_ok() || next.id == JobId(2);
+        assert!(next.id <= JobId(2) && (was_numbered || jobs.is_empty()));
+        if !has_failed {
+            break;
+        }
+    }
+    // Failures before it counts, and the last one, after which all was well.
+    assert!(seen[0] >= 8 && seen[1] >= 1, "{seen:?}");
+}
+
 #[test]
 fn headers_differ_by_their_key() {
     let with = JobHeader { submit_key: Some("nightly".to_owned()), ..header() };
