@@ -424,7 +424,7 @@ fn twenty_jobs_survive_whatever_is_killed() {
                     eventually_within(patience, &job, collect, |done| done.status != 3)
                 } else {
                     // Every other one is a map whose items come slowly, and run meanwhile.
-                    let slowly = r#"(head -n 9; sleep 0.3; cat) | "$@""#;
+                    let slowly = r#"(for line in 1 2 3; do read -r item; echo "$item"; done; sleep 0.3; cat) | "$@""#;
                     let map = || {
                         let mut command = std::process::Command::new("sh");
                         command.args(["-c", slowly, "sh"]).arg(binary("widemap")).arg("map");
