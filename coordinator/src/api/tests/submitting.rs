@@ -1,5 +1,7 @@
 //! A job is made once, of all of its items, or not at all.
 
+#![allow(clippy::disallowed_methods, reason = "each handle is kept, and ends with its test")]
+
 use std::sync::Arc;
 
 use bytes::Bytes;
