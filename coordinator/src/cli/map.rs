@@ -286,7 +286,7 @@ async fn by_coordinator(theirs: Theirs, begun: Instant) -> Result<Done, MapError
     let outlets = Outlets::create(wanted)?;
     let own_key = submission.submit_key.is_none().then(client::new_key);
     submission.submit_key = submission.submit_key.or_else(|| own_key.clone());
-    // As a map of one's own does; who only submits is told of a job before anything of it runs.
+    // As a map of one's own does; of what is only submitted nothing runs before all of it is durable.
     submission.begins_at_once = true;
     let submitted = tokio::select! {
         submitted = coordinator.submit(submission, source, artifacts) => submitted.map_err(MapError::from)?,

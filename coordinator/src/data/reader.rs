@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -251,6 +252,11 @@ fn read_all(
             None => return Ok(None),
         }
         match rustix::io::read(file, spare_capacity(splitter.room())) {
+            Ok(0) if arriving.is_some() => {
+                let source = io::ErrorKind::UnexpectedEof.into();
+                let name = reading.name.clone();
+                return Err(InputError::Read { name, offset: read_bytes, source });
+            }
             Ok(0) => break,
             Ok(bytes) => {
                 read_bytes += bytes as u64;

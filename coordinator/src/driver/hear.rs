@@ -13,10 +13,10 @@ use widemap_sched::event::{DeathProof, Event, ItemFault};
 use super::core::{Attempt, Core, Verdict};
 use super::fleet::{Attachment, WorkerState};
 use super::job::Job;
-use crate::data::ArtifactError;
+use crate::data::{Artifact, ArtifactError};
 use crate::error::MapError;
 use crate::failpoint;
-use crate::session::{LinkEvent, LinkNews};
+use crate::session::{LinkEvent, LinkId, LinkNews};
 
 /// A worker that is sent so many bytes of files takes a while to begin: that is said.
 const FILES_BYTES_TOLD: u64 = 64 * 1024 * 1024;
@@ -46,7 +46,7 @@ impl Core {
                     events.push(Event::RoundTrip { worker, micros });
                 }
             }
-            LinkNews::Unreadable { artifact, error } => self.unreadable(artifact, &error),
+            LinkNews::Unreadable { artifact, error } => self.unreadable(link, &artifact, &error),
             LinkNews::Corrupt { attempt, reason } => {
                 if let Some(worker) = self.fleet.worker_of(link)
                     && self.is_of(worker, attempt)
@@ -320,11 +320,23 @@ impl Core {
         link.uploads.push(artifacts);
     }
 
-    /// What is in a file of jobs cannot be read any more.
-    fn unreadable(&mut self, artifact: Digest, error: &ArtifactError) {
-        let of_jobs = self.jobs.iter().filter(|(_, job)| job.artifact(artifact).is_some());
-        let failed = of_jobs.map(|(&id, _)| Verdict::Failed(id, MapError::File(error.to_string())));
-        self.verdicts.extend(failed);
+    /// What is in a file of a job cannot be read any more. Another job may have the same elsewhere: the
+    /// worker has asked for it once, for both.
+    fn unreadable(&mut self, link: LinkId, artifact: &Artifact, error: &ArtifactError) {
+        let mut elsewhere = None;
+        for (&id, job) in self.jobs.iter().filter(|(_, job)| !job.is_stopped()) {
+            match job.artifact(artifact.digest) {
+                Some(own) if own.path == artifact.path => {
+                    self.verdicts.push(Verdict::Failed(id, MapError::File(error.to_string())));
+                }
+                Some(own) => elsewhere = Some(own.clone()),
+                None => {}
+            }
+        }
+        let worker = self.fleet.worker_of(link);
+        if let Some(link) = worker.and_then(|worker| self.fleet.link(worker)) {
+            link.uploads.push(elsewhere);
+        }
     }
 
     /// A part of an attempt's output.

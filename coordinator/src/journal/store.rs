@@ -13,7 +13,7 @@ mod draft;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use widemap_common::ids::{CoordinatorId, Epoch, JobId};
 
@@ -35,7 +35,7 @@ pub(crate) struct Store {
     coordinator: CoordinatorId,
     epoch: Epoch,
     next_job: AtomicU32,
-    /// One job at a time gets its number.
+    /// One job at a time gets its number, and one number at a time is noted.
     numbering: Mutex<()>,
     _lock: Box<dyn Send + Sync>,
 }
@@ -146,6 +146,7 @@ impl Store {
     }
 
     fn write_life(&self) -> Result<(), JournalError> {
+        let _one_at_a_time = self.numbering.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.directory.join(COORDINATOR);
         let text = format!(
             "widemap coordinator 1\nid {:016x}\nepoch {}\nnext-job {}\n",
@@ -362,8 +363,12 @@ pub(super) fn job_directories(medium: &dyn Medium, directory: &Path) -> io::Resu
     let mut directories = Vec::new();
     for number in numbers {
         let directory = jobs.join(number.to_string());
-        if !is_coming(medium, &directory)? {
-            directories.push(directory);
+        match is_coming(medium, &directory) {
+            Ok(false) => directories.push(directory),
+            Ok(true) => {}
+            // It was removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(directories)

@@ -382,6 +382,7 @@ impl Begun {
     fn accept(&mut self, input_bytes: u64) -> Arc<JobEntry> {
         self.is_accepted = true;
         self.entry.input_bytes.store(input_bytes, Ordering::Release);
+        self.entry.accepted_ms.store(wall_clock::unix_ms().unwrap_or(0), Ordering::Release);
         Arc::clone(&self.entry)
     }
 }
@@ -408,6 +409,7 @@ fn entry(
         input: Some(made.input),
         input_bytes: AtomicU64::new(input_bytes),
         arriving,
+        accepted_ms: AtomicU64::new(0),
         shelf: made.shelf,
         status: watch::Sender::new(JobStatus::queued()),
     }

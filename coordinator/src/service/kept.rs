@@ -37,6 +37,8 @@ struct Known {
     /// As it was asked for last; on its way to the disk, perhaps.
     is_paused: bool,
     directory_bytes: u64,
+    /// Whether it has begun and is not accepted.
+    is_coming: bool,
 }
 
 impl Kept {
@@ -132,7 +134,8 @@ impl Kept {
         for entry in registry.all() {
             let wanted = prune.jobs.is_empty() || prune.jobs.contains(&entry.id);
             let Some(ended) = entry.ended().filter(|_| wanted) else { continue };
-            let ago = Duration::from_millis(now.saturating_sub(ended.ending.ended_ms));
+            let known_ms = ended.ending.ended_ms.max(entry.accepted_ms());
+            let ago = Duration::from_millis(now.saturating_sub(known_ms));
             if ago < prune.ended_before {
                 continue;
             }
@@ -159,12 +162,13 @@ impl Kept {
     }
 
     /// Lets a job that is new be written and read.
-    fn enter(&self, mut job: KeptJob) -> NewJob {
+    fn enter(&self, mut job: KeptJob, is_coming: bool) -> NewJob {
         job.write_with(&self.writer);
         let known = Known {
             shelf: Arc::clone(&job.shelf),
             is_paused: false,
             directory_bytes: job.input_bytes,
+            is_coming,
         };
         self.lock().insert(job.id, known);
         let input = job.input.unwrap_or_default();
@@ -190,6 +194,7 @@ impl Kept {
             shelf: Arc::clone(&job.shelf),
             is_paused: job.shelf.is_paused(),
             directory_bytes: job.input_bytes,
+            is_coming: false,
         };
         self.lock().insert(job.id, known);
         JobEntry {
@@ -199,6 +204,7 @@ impl Kept {
             input: job.input.clone(),
             input_bytes: AtomicU64::new(job.input_bytes),
             arriving: None,
+            accepted_ms: AtomicU64::new(0),
             shelf: Arc::new(KeptShelf(Arc::clone(&job.shelf))),
             status: watch::Sender::new(JobStatus::queued()),
         }
@@ -250,7 +256,9 @@ impl Ledger for KeptLedger {
     fn used_bytes(&self) -> u64 {
         let shelves = self.0.lock();
         let of_jobs = |known: &Known| known.directory_bytes + known.shelf.kept_bytes();
-        shelves.values().map(of_jobs).sum::<u64>() + self.0.shared().bytes()
+        // What a job that is coming has is counted where it comes in: its results do not refuse its items.
+        let kept = shelves.values().filter(|known| !known.is_coming);
+        kept.map(of_jobs).sum::<u64>() + self.0.shared().bytes()
     }
 }
 
@@ -272,18 +280,18 @@ impl Draft for KeptDraft {
     }
 
     fn begin(&mut self) -> Result<NewJob, LedgerError> {
-        let job = self.kept.enter(self.draft.begin().map_err(failed)?);
+        let job = self.kept.enter(self.draft.begin().map_err(failed)?, true);
         Ok(self.begun.insert(job).clone())
     }
 
     fn finish(self: Box<Self>) -> Result<NewJob, LedgerError> {
         let Self { draft, artifacts, kept, begun } = *self;
         let job = match begun {
-            None => kept.enter(draft.finish().map_err(failed)?),
+            None => kept.enter(draft.finish().map_err(failed)?, false),
             Some(job) => {
                 let input_bytes = draft.accept().map_err(failed)?;
                 if let Some(known) = kept.lock().get_mut(&job.id) {
-                    known.directory_bytes = input_bytes;
+                    (known.directory_bytes, known.is_coming) = (input_bytes, false);
                 }
                 job
             }

@@ -40,6 +40,8 @@ pub(crate) struct JobEntry {
     pub(crate) input_bytes: AtomicU64,
     /// How far it is, of a job that began while it was still coming.
     pub(crate) arriving: Option<Arc<Arriving>>,
+    /// When all of it was there, of such a job: it may have ended long before anybody was told of it.
+    pub(crate) accepted_ms: AtomicU64,
     /// What is durable of its results.
     pub(crate) shelf: Arc<dyn Shelf>,
     /// How far it is: published by the driver, at the end too.
@@ -142,6 +144,11 @@ impl JobEntry {
     /// How many bytes its items have.
     pub(crate) fn input_bytes(&self) -> u64 {
         self.input_bytes.load(Ordering::Acquire)
+    }
+
+    /// When all of its items were there, in this life, if it began before: Unix time in milliseconds, or 0.
+    pub(crate) fn accepted_ms(&self) -> u64 {
+        self.accepted_ms.load(Ordering::Acquire)
     }
 
     /// Whether it had begun, and was given up before it was accepted.

@@ -13,7 +13,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
-use widemap_common::artifact::Digest;
 use widemap_common::backoff;
 use widemap_common::ids::{AttemptId, CoordinatorId, Epoch};
 use widemap_common::limits::{REPORTS_BYTES_MAX, STREAM_QUEUE};
@@ -26,7 +25,7 @@ use widemap_proto::{VERSION, WireError};
 use super::dial::{Dial, DialError, Line, Trust, root_cause};
 use super::outbox::{Outbox, SendBounds, StreamId};
 use super::upload::{self, UploadError, Uploads};
-use crate::data::ArtifactError;
+use crate::data::{Artifact, ArtifactError};
 use crate::driver::BUILD;
 
 /// How long the end of a stream waits for the worker to hear of it.
@@ -71,7 +70,7 @@ pub(crate) enum LinkNews {
     /// A result arrived changed; the stream ends.
     Corrupt { attempt: AttemptId, reason: String },
     /// What is in a file of jobs cannot be read any more, and why.
-    Unreadable { artifact: Digest, error: ArtifactError },
+    Unreadable { artifact: Artifact, error: ArtifactError },
     /// The stream broke, or the worker ended it in good order.
     Cut { reason: String, ended: bool },
     /// There is no connection, and why.

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
-use widemap_common::artifact::Digest;
 use widemap_common::limits::PART_BYTES_MAX;
 use widemap_common::time::Time;
 use widemap_proto::artifact::ArtifactPart;
@@ -30,7 +29,7 @@ pub(crate) struct Uploads {
 /// Why sending has ended.
 pub(super) enum UploadError {
     /// This side cannot read it any more.
-    Unreadable(Digest, ArtifactError),
+    Unreadable(Artifact, ArtifactError),
     /// The worker did not take it: the stream is as good as cut.
     Refused(Status),
 }
@@ -107,9 +106,9 @@ struct Call {
 
 impl Call {
     async fn send(&mut self, artifact: Artifact) -> Result<(), UploadError> {
-        let digest = artifact.digest;
-        let unreadable = |error| UploadError::Unreadable(digest, error);
-        let reader = blocking(move || ArtifactReader::open(artifact)).await;
+        let opened = artifact.clone();
+        let unreadable = |error| UploadError::Unreadable(artifact.clone(), error);
+        let reader = blocking(move || ArtifactReader::open(opened)).await;
         let mut reader = reader.map_err(unreadable)?;
         loop {
             let room = self.room().await?;

@@ -44,6 +44,7 @@ async fn jobs_are_listed_in_pages_and_found_by_id_and_key() {
             input: None,
             input_bytes: 0.into(),
             arriving: None,
+            accepted_ms: 0.into(),
             shelf: entry.shelf.clone(),
             status: tokio::sync::watch::Sender::new(entry.status()),
         }));

@@ -25,7 +25,8 @@ impl Service {
         match request {
             Request::Begin { job } => self.begin(job, progressed),
             Request::Admit { job } => {
-                if !self.has_come(job.id) {
+                let is_over = job.has_ended() || self.is_ending(job.id);
+                if !self.has_come(job.id) && !is_over {
                     self.queued.insert((Reverse(job.submission.policy.priority), job.id));
                     self.open_queued(progressed);
                 }
@@ -64,6 +65,10 @@ impl Service {
     fn set_paused(&mut self, job: JobId, paused: bool, reply: Reply<()>) {
         if let Some(error) = self.ended(job) {
             return answered(reply, Err(error));
+        }
+        if self.is_ending(job) {
+            // Nothing is written behind a job's last word.
+            return answered(reply, Err(RequestError::Ended { job, state: "over" }));
         }
         let ticket = self.writer.append(job, Entry::Paused(paused));
         self.promises.push((ticket, Promise::Reply(reply)));

@@ -90,7 +90,7 @@ impl Service {
         self.write_end(entry, started_ms, how, counts);
     }
 
-    fn write_end(
+    pub(super) fn write_end(
         &mut self,
         entry: Arc<JobEntry>,
         started_ms: Option<u64>,
@@ -139,13 +139,20 @@ impl Service {
             return false;
         };
         let place = (Reverse(entry.submission.policy.priority), id);
-        if self.queued.remove(&place) {
+        // One that is neither is on its way here, and is over when it comes.
+        let _ = self.queued.remove(&place);
+        if !self.is_ending(id) {
             let (ok, failed) = self.kept.shelf(id).map_or((0, 0), |shelf| shelf.final_items());
             let counts = JobCounts { ok, failed, read: ok + failed, ..JobCounts::default() };
             self.write_end(entry, None, How::Cancelled, counts);
         }
-        // Else its end is on its way to the disk.
         true
+    }
+
+    /// Whether the end of a job is on its way to the disk.
+    pub(super) fn is_ending(&self, id: JobId) -> bool {
+        let of_job = |promise: &Promise| matches!(promise, Promise::Ended(entry) if entry.id == id);
+        self.promises.iter().any(|(_, promise)| of_job(promise))
     }
 
     pub(super) fn give_up(&mut self, id: JobId, how: How) {

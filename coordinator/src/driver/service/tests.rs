@@ -493,6 +493,78 @@ async fn what_is_given_up_while_it_comes_is_gone() {
     life.end().await;
 }
 
+/// Only so many are open while they come; the others wait for their items, and those that are given up are
+/// gone all the same.
+#[tokio::test]
+async fn what_comes_and_is_not_opened_waits_until_it_is_whole() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let eager = Submission { begins_at_once: true, ..gated() };
+    let mut coming = Vec::new();
+    for _ in 0..limits::JOBS_OPEN_MAX / 2 + 2 {
+        let mut intake = life.desk.enter().unwrap().begin(eager.clone()).await.unwrap();
+        intake.write("1\n".into()).await.unwrap();
+        intake.begin().await.unwrap();
+        coming.push(intake);
+    }
+    let (last, before) = (coming.pop().unwrap(), coming.pop().unwrap());
+    let is_there = |job: usize| directory.path().join(format!("jobs/{job}")).exists();
+    let number = coming.len() + 2;
+    assert!(is_there(number));
+    drop(last);
+    until("one that was not opened is gone", || !is_there(number)).await;
+    // Whole, it has its turn, beside those that are not.
+    ann.witness.open.store(u64::MAX, Ordering::SeqCst);
+    let job = before.finish().await.unwrap().job.id;
+    assert_eq!(job, JobId(u32::try_from(number - 1).unwrap()));
+    assert_eq!(life.collect(job).await.0, "1\n");
+    for (index, intake) in coming.into_iter().enumerate() {
+        let job = intake.finish().await.unwrap().job.id;
+        assert_eq!((job.0 as usize, life.collect(job).await.0.as_str()), (index + 1, "1\n"));
+    }
+    assert_eq!(life.desk.list(JobId(0)).0.len(), number - 1);
+    life.end().await;
+}
+
+/// What is asked of a job between its end and the moment when that is durable is refused or changes nothing.
+#[tokio::test]
+async fn nothing_follows_the_last_word_of_a_job() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    for _ in 0..15 {
+        let job = life.submit(submission("square"), "3\n").await;
+        let name = JobName::Id(job);
+        // At any moment of its life, and whatever becomes of it: the service goes on.
+        while life.job(job).status.ending().is_none() {
+            for _ in 0..3 {
+                let _ = life.desk.pause(&name).await;
+                let _ = life.desk.unpause(&name).await;
+            }
+        }
+        assert_eq!(life.collect(job).await.0, "9\n");
+    }
+    life.end().await;
+}
+
+/// A job that is cancelled before the driver has heard of it does not run.
+#[tokio::test]
+async fn a_job_is_cancelled_as_soon_as_it_is_there() {
+    let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
+    let life = Life::begin(directory.path(), &[&ann]);
+    let mut intake = life.desk.enter().unwrap().begin(gated()).await.unwrap();
+    intake.write(numbers(3).into()).await.unwrap();
+    let cancel = async {
+        until("it is there", || life.desk.job(&JobName::Id(JobId(1))).is_ok()).await;
+        life.desk.cancel(&JobName::Id(JobId(1))).await.unwrap()
+    };
+    let (finished, cancelled) = tokio::join!(intake.finish(), cancel);
+    assert_eq!(finished.unwrap().job.id, JobId(1));
+    assert!(matches!(cancelled.status.ending().unwrap().how, How::Cancelled), "{cancelled:?}");
+    let next = life.submit(submission("square"), "3\n").await;
+    assert_eq!(life.collect(next).await.0, "9\n");
+    life.end().await;
+}
+
 /// A life that ends while a job comes: the job is not there in the next, and its worker is free.
 #[tokio::test]
 async fn what_was_coming_when_a_life_was_killed_is_not_there_in_the_next() {

@@ -99,7 +99,12 @@ impl Draft {
     /// If that cannot be done.
     pub(crate) fn begin(&mut self) -> Result<KeptJob, JournalError> {
         self.artifacts.finish(&*self.store.medium, &self.directory)?;
-        self.number(JOB_COMING)
+        let made = self.number(JOB_COMING);
+        if let (Err(_), Some(id)) = (&made, self.id) {
+            // Nobody else will: what is left of it all the same is removed at the next start.
+            let _ = self.store.remove(id);
+        }
+        made
     }
 
     /// The input of a job that has begun is whole: makes it durable, and the job one that is kept. How long
