@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,8 @@ use widemap_common::limits;
 use widemap_common::spec::{Directory, Function, JobSpec};
 use widemap_common::time::Timers;
 use widemap_proto::jobs::{
-    AttemptState, Blocks, Collecting, How, Job, JobName, JobState, OutputForm, Policy, Position,
-    Prune, Stops, Submission,
+    AttemptState, Blocks, Collecting, How, Job, JobName, JobState, JobStatus, OutputForm, Policy,
+    Position, Prune, Stops, Submission,
 };
 use widemap_worker::{Context, FunctionError, Output, Registry as Functions, Worker, WorkerConfig};
 
@@ -30,7 +30,7 @@ use super::{Observed, Pulse, ServiceMake, serve};
 use crate::error::MapError;
 use crate::journal::{Disk, Writer};
 use crate::places::Fixed;
-use crate::service::{Desk, DeskError, DeskLimits, Kept, Registry};
+use crate::service::{Desk, DeskError, DeskLimits, JobEntry, Kept, Registry};
 use crate::session::Trust;
 
 /// A bound for what should take moments.
@@ -120,6 +120,8 @@ impl Pulse for NoPulse {
 /// One life of a service.
 struct Life {
     desk: Desk,
+    registry: Arc<Registry>,
+    kept: Arc<Kept>,
     stop: CancellationToken,
     serving: JoinHandle<Result<(), MapError>>,
 }
@@ -143,8 +145,8 @@ impl Life {
             local: None,
             slots_max: None,
             timers: timers(),
-            registry,
-            kept,
+            registry: Arc::clone(&registry),
+            kept: Arc::clone(&kept),
             requests,
             progressed,
             keep: None,
@@ -152,7 +154,7 @@ impl Life {
         };
         let stop = CancellationToken::new();
         let serving = tokio::spawn(serve(make, stop.clone()));
-        Self { desk, stop, serving }
+        Self { desk, registry, kept, stop, serving }
     }
 
     /// It ends in good order.
@@ -553,14 +555,25 @@ async fn nothing_follows_the_last_word_of_a_job() {
 async fn a_job_is_cancelled_as_soon_as_it_is_there() {
     let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
     let life = Life::begin(directory.path(), &[&ann]);
-    let mut intake = life.desk.enter().unwrap().begin(gated()).await.unwrap();
-    intake.write(numbers(3).into()).await.unwrap();
-    let cancel = async {
-        until("it is there", || life.desk.job(&JobName::Id(JobId(1))).is_ok()).await;
-        life.desk.cancel(&JobName::Id(JobId(1))).await.unwrap()
-    };
-    let (finished, cancelled) = tokio::join!(intake.finish(), cancel);
-    assert_eq!(finished.unwrap().job.id, JobId(1));
+    // It runs, so that it reads no registry any more.
+    life.desk.workers().await.unwrap();
+    // Registered, and the word to the driver is still on its way.
+    let submission_of = gated();
+    let draft = life.kept.ledger().begin(submission_of.to_bytes(), None, 1).unwrap();
+    let made = draft.finish().unwrap();
+    let name = JobName::Id(made.id);
+    life.registry.insert(Arc::new(JobEntry {
+        id: made.id,
+        submission: submission_of,
+        created_ms: 1,
+        input: Some(made.input),
+        input_bytes: 0.into(),
+        arriving: None,
+        accepted_ms: 0.into(),
+        shelf: made.shelf,
+        status: watch::Sender::new(JobStatus::queued()),
+    }));
+    let cancelled = life.desk.cancel(&name).await.unwrap();
     assert!(matches!(cancelled.status.ending().unwrap().how, How::Cancelled), "{cancelled:?}");
     let next = life.submit(submission("square"), "3\n").await;
     assert_eq!(life.collect(next).await.0, "9\n");
