@@ -7,6 +7,7 @@ pub mod failure;
 pub mod framing;
 pub mod ids;
 pub mod limits;
+pub mod memory;
 pub mod spec;
 pub mod template;
 pub mod time;

@@ -40,12 +40,15 @@ pub mod journal_for_tests {
 use std::path::Path;
 use std::process::ExitCode;
 
+use widemap_common::memory::keep_freed_blocks;
+
 /// The whole program: reads the command line, does what it says, returns the exit status.
 ///
 /// Must be called before the process has a second thread: the spawner of embedded workers is forked
 /// from it.
 #[must_use]
 pub fn main() -> ExitCode {
+    keep_freed_blocks();
     let argv: Vec<_> = std::env::args_os().collect();
     // Where space is dear, a link of that name is a second program: most of this one is the worker's.
     match argv.first().is_some_and(|name| Path::new(name).ends_with("widemap-worker")) {

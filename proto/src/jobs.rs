@@ -35,6 +35,8 @@ pub struct Submission {
     pub submitted_ms: u64,
     /// Whether its items may run while the rest of them comes.
     pub begins_at_once: bool,
+    /// By which its results can be had before all of its items are there.
+    pub early_key: Option<String>,
 }
 
 /// How items become chunks.
@@ -161,6 +163,8 @@ pub struct Position {
 /// A message of results.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Collecting {
+    /// Whose results follow, to one who asked by an early key.
+    OfJob(JobId),
     /// A part of the output.
     Output(JobPart),
     /// Items that failed for good.

@@ -19,7 +19,7 @@ pub(super) fn status(error: &DeskError) -> Status {
         | DeskError::Refused(RequestError::Ended { .. }) => Code::FailedPrecondition,
         DeskError::Ledger(LedgerError::Artifact(_)) => Code::InvalidArgument,
         DeskError::Differs { .. } => Code::AlreadyExists,
-        DeskError::Overtaken(_) => Code::Aborted,
+        DeskError::Overtaken(_) | DeskError::GivenUp(_) => Code::Aborted,
         DeskError::TooManySubmissions
         | DeskError::TooManyJobs { .. }
         | DeskError::TooManyBytes { .. }

@@ -1,5 +1,5 @@
 //! What becomes of a job, as it becomes: its results and its status. A stream is made step by step when
-//! its reader has room, so that a slow reader costs one part of memory.
+//! its reader has room, so that a slow reader costs two parts of memory: what is sent, and what comes next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use widemap_common::ids::JobId;
 use widemap_common::limits::WATCH_MS;
-use widemap_proto::jobs::{Collecting, JobName, JobStatus};
+use widemap_proto::jobs::{Collecting, JobName, JobStatus, Position};
 use widemap_proto::wire;
 
 use super::{Answers, refusal};
@@ -24,9 +24,18 @@ pub(super) fn results(
     request: &wire::ResultsRequest,
     shutdown: CancellationToken,
 ) -> Result<Answers<wire::ResultsReply>, Status> {
-    let collect = desk.collect(JobId(request.job), request.position());
-    let collect = collect.map_err(|error| refusal::status(&error))?;
-    let collector = Collector { collect, shutdown };
+    let (job, position) = (JobId(request.job), request.position());
+    let results = match request.early_key.is_empty() {
+        true => {
+            let collect = desk.collect(job, position);
+            Results::Known(collect.map_err(|error| refusal::status(&error))?)
+        }
+        false => {
+            let early_key = request.early_key.clone();
+            Results::Early(Box::new(Early { desk: desk.clone(), early_key, job, position }))
+        }
+    };
+    let collector = Collector { results, shutdown };
     Ok(try_unfold(collector, Collector::step).boxed())
 }
 
@@ -46,18 +55,47 @@ pub(super) fn watch(
 
 /// One who collects results.
 struct Collector {
-    collect: Collect,
+    results: Results,
     shutdown: CancellationToken,
+}
+
+/// What he collects.
+enum Results {
+    Known(Collect),
+    Early(Box<Early>),
+}
+
+/// Those of a job that is being handed in, and may not have begun.
+struct Early {
+    desk: Desk,
+    early_key: String,
+    /// The job that is known, and how far its results are.
+    job: JobId,
+    position: Position,
 }
 
 impl Collector {
     async fn step(mut self) -> Result<Option<(wire::ResultsReply, Self)>, Status> {
         let next = tokio::select! {
-            next = self.collect.next() => next,
+            next = self.results.next() => next,
             () = self.shutdown.cancelled() => Err(DeskError::Stopping),
         };
         let next: Option<Collecting> = next.map_err(|error| refusal::status(&error))?;
         Ok(next.map(|collecting| (collecting.into(), self)))
+    }
+}
+
+impl Results {
+    async fn next(&mut self) -> Result<Option<Collecting>, DeskError> {
+        match self {
+            Self::Known(collect) => collect.next().await,
+            Self::Early(early) => {
+                let Early { desk, early_key, job, position } = &**early;
+                let (job, collect) = desk.collect_early(early_key, *job, *position).await?;
+                *self = Self::Known(collect);
+                Ok(Some(Collecting::OfJob(job)))
+            }
+        }
     }
 }
 

@@ -11,10 +11,9 @@ use tonic::Code;
 use widemap_common::ids::JobId;
 use widemap_proto::jobs::{How, Job, JobName};
 
-pub(super) use outlets::{Done, Outlets, Wanted};
-use outlets::{End, Written};
+pub(super) use outlets::{Done, End, Outlets, Wanted};
 
-use crate::client::{Collected, Coordinator, JobsError};
+use crate::client::{Collected, Collector, Coordinator, JobsError};
 use crate::error::MapError;
 use crate::progress::{Progress, Shown};
 
@@ -32,6 +31,17 @@ pub(super) enum Owner {
     /// The coordinator's: it is only looked at.
     Results,
 }
+
+/// What is being collected.
+pub(super) struct Collecting<'a> {
+    pub(super) job: JobId,
+    pub(super) collector: Collector<'a>,
+    pub(super) ahead: Ahead,
+    pub(super) owner: Owner,
+}
+
+/// What was collected, and is not written yet.
+pub(super) type Ahead = Option<Result<Collected, JobsError>>;
 
 /// The signals that end a program.
 pub(super) struct Signals {
@@ -68,15 +78,15 @@ impl Signals {
 /// if not from when it ran first to its end.
 pub(super) async fn collect(
     coordinator: &Coordinator,
-    job: JobId,
+    collecting: Collecting<'_>,
     mut outlets: Outlets,
-    owner: Owner,
     signals: &mut Signals,
     elapsed: Option<&(dyn Fn() -> Duration + Sync)>,
 ) -> Done {
     let (progress, explain_every) = (outlets.progress(), outlets.explain_every());
+    let job = collecting.job;
     let end = tokio::select! {
-        end = Box::pin(run(coordinator, job, &mut outlets, owner, signals)) => end,
+        end = Box::pin(run(coordinator, collecting, &mut outlets, signals)) => end,
         never = draw(coordinator, job, &progress) => never,
         never = explain(coordinator, job, explain_every, &progress) => never,
     };
@@ -85,45 +95,41 @@ pub(super) async fn collect(
 
 async fn run(
     coordinator: &Coordinator,
-    job: JobId,
+    Collecting { job, mut collector, mut ahead, owner }: Collecting<'_>,
     outlets: &mut Outlets,
-    owner: Owner,
     signals: &mut Signals,
 ) -> End {
-    let mut collector = coordinator.collect(job);
     let mut given_up = None;
     loop {
-        let collected = tokio::select! {
-            // One thing at a time is written, however slowly it is read.
-            collected = collector.next(), if !outlets.is_writing() => collected,
-            written = outlets.written(), if outlets.is_writing() => match written {
-                Ok(()) => continue,
-                Err(MapError::Output(error)) if error.is_closed() => {
-                    if owner == Owner::Map {
+        // One thing at a time is written, however slowly it is read; what comes next is fetched meanwhile.
+        let Some(collected) = ahead.take_if(|_| !outlets.is_writing()) else {
+            tokio::select! {
+                collected = collector.next(), if ahead.is_none() => ahead = Some(collected),
+                written = outlets.written(), if outlets.is_writing() => {
+                    let Err(error) = written else { continue };
+                    let end = End::of_output(error);
+                    if matches!(end, End::ReaderGone) && owner == Owner::Map {
                         // It goes on without a reader, where it cannot be told.
                         let _ = coordinator.cancel(job).await;
                     }
-                    return End::ReaderGone;
+                    return end;
                 }
-                Err(error) => return End::Error(error),
-            },
-            signal = signals.next() => {
-                if signal == SignalNumber::HUP || owner == Owner::Results || given_up.is_some() {
-                    return End::Signal(given_up.unwrap_or(signal), None);
-                }
-                outlets.say("stopping: what is done is kept; once more ends at once");
-                given_up = Some(signal);
-                match give_up(coordinator, job, signals).await {
-                    Ok(true) => continue,
-                    Ok(false) => return End::Signal(signal, None),
-                    Err(error) => return End::Error(error.into()),
+                signal = signals.next() => {
+                    if signal == SignalNumber::HUP || owner == Owner::Results || given_up.is_some() {
+                        return End::Signal(given_up.unwrap_or(signal), None);
+                    }
+                    outlets.say("stopping: what is done is kept; once more ends at once");
+                    given_up = Some(signal);
+                    match give_up(coordinator, job, signals).await {
+                        Ok(true) => {}
+                        Ok(false) => return End::Signal(signal, None),
+                        Err(error) => return End::Error(error.into()),
+                    }
                 }
             }
+            continue;
         };
         match collected {
-            Ok(Collected::Output(data)) => outlets.write(Written::Output(data)),
-            Ok(Collected::Failures(records)) => outlets.write(Written::Failures(records)),
-            Ok(Collected::Stderr(pieces)) => pieces.iter().for_each(|lines| outlets.show(lines)),
             Ok(Collected::Lost(why)) => outlets.say(&format!("{why}; trying again")),
             Ok(Collected::Back) => {
                 outlets.say(&format!("the coordinator {} is back", coordinator.name()));
@@ -135,6 +141,7 @@ async fn run(
                     _ => End::Job(ended),
                 };
             }
+            Ok(collected) => outlets.take(collected),
             Err(error) => return End::Error(error.into()),
         }
     }

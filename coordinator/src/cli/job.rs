@@ -96,6 +96,7 @@ pub(super) fn submission(
         submitter: submitter(),
         submitted_ms: wall_clock::unix_ms().unwrap_or(0),
         begins_at_once: false,
+        early_key: None,
     };
     let (artifacts, files_are_here) = (brought.artifacts, brought.are_here);
     Ok(Typed { submission, source, artifacts, files_are_here })

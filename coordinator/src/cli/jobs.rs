@@ -11,7 +11,7 @@ use widemap_common::units::size_shown;
 use widemap_common::wall_clock;
 use widemap_proto::jobs::{AttemptTold, Explanation, How, Job, JobName, Prune, Pruned, WhatRuns};
 
-use super::collect::{self, Done, Outlets, Owner, Signals, Wanted};
+use super::collect::{self, Collecting, Done, Outlets, Owner, Signals, Wanted};
 use super::options::{
     ExplainArgs, JobsArgs, JobsCommand, ListFormat, PruneArgs, RecordArgs, ResultsArgs, StatusArgs,
     TouchArgs, UserArgs,
@@ -68,7 +68,9 @@ pub(crate) fn results(args: ResultsArgs) -> ExitCode {
                 suffix: args.user.coordinator.suffix(),
             })?;
             let owner = Owner::Results;
-            Ok(collect::collect(&coordinator, job, outlets, owner, &mut signals, None).await)
+            let collector = coordinator.collect(job);
+            let collecting = Collecting { job, collector, ahead: None, owner };
+            Ok(collect::collect(&coordinator, collecting, outlets, &mut signals, None).await)
         })
     });
     match collected {

@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 use widemap_cluster::Role;
 use widemap_cluster::config::Config;
 use widemap_common::spec::Function;
-use widemap_proto::jobs::{JobName, Submission};
+use widemap_proto::jobs::Submission;
 
 use super::argv::List;
-use super::collect::{Done, Outlets, Owner, Signals, Wanted, collect};
+use super::collect::{Done, Wanted};
 use super::job::Typed;
 use super::options::{JobArgs, MapArgs, RecordArgs};
 use super::place::{self, Sources, Whereabouts};
 use super::reader_watch::ReaderWatch;
 use super::settings::Settings;
+use super::theirs::Theirs;
 use super::{complain, coordinator, dry_run, job, rerun};
-use crate::client::{self, Coordinator};
-use crate::data::{self, Artifacts, CommandShown, Recording, Source};
+use crate::data::{self, CommandShown, Recording};
 use crate::driver::{self, Ending, JournalPlan, Outcome, Plan, Results};
 use crate::embedded::Spawner;
 use crate::error::MapError;
@@ -37,15 +37,6 @@ enum Errand {
 
 /// Finds out of a map whether it is to be run.
 type Check<'a> = dyn Fn(&Submission) -> Result<(), MapError> + 'a;
-
-/// A map that a coordinator runs.
-struct Theirs {
-    coordinator: Coordinator,
-    submission: Submission,
-    source: Source,
-    artifacts: Artifacts,
-    wanted: Wanted,
-}
 
 /// Runs `widemap map`.
 pub(crate) fn run(args: MapArgs, words: &[OsString], lists: Vec<List>) -> ExitCode {
@@ -80,7 +71,7 @@ fn do_errand(errand: Errand, begun: Instant) -> Result<Option<Done>, MapError> {
         Errand::Nothing => Ok(None),
         Errand::Own(plan, spawner) => driver::run(*plan, spawner)
             .map(|outcome| Some(Done { outcome, took: Some(begun.elapsed()) })),
-        Errand::Theirs(theirs) => super::block_on(by_coordinator(*theirs, begun)).map(Some),
+        Errand::Theirs(theirs) => super::block_on(theirs.run(begun)).map(Some),
     }
 }
 
@@ -93,7 +84,7 @@ pub(super) fn run_checked(args: MapArgs, check: &Check<'_>) -> Result<u8, MapErr
     let outcome = match errand(args, Vec::new(), check)? {
         Errand::Nothing => return Ok(exit::OK),
         Errand::Own(plan, spawner) => driver::run(*plan, spawner)?,
-        Errand::Theirs(theirs) => super::block_on(by_coordinator(*theirs, begun))?.outcome,
+        Errand::Theirs(theirs) => super::block_on(theirs.run(begun))?.outcome,
     };
     let told = Outcome { failures_file: None, ..outcome };
     say(&told, quiet, None, Some(begun.elapsed()));
@@ -275,48 +266,6 @@ fn wanted_results(args: MapArgs, submission: &Submission) -> Wanted {
         progress: !args.quiet && !args.no_progress,
         explain_every: args.explain_every,
         suffix: args.coordinator.suffix(),
-    }
-}
-
-/// Submits a map and collects its results.
-async fn by_coordinator(theirs: Theirs, begun: Instant) -> Result<Done, MapError> {
-    let Theirs { coordinator, mut submission, source, artifacts, wanted } = theirs;
-    let quiet = wanted.quiet;
-    let mut signals = Signals::new()?;
-    let outlets = Outlets::create(wanted)?;
-    let own_key = submission.submit_key.is_none().then(client::new_key);
-    submission.submit_key = submission.submit_key.or_else(|| own_key.clone());
-    // As a map of one's own does; of what is only submitted nothing runs before all of it is durable.
-    submission.begins_at_once = true;
-    let submitted = tokio::select! {
-        submitted = coordinator.submit(submission, source, artifacts) => submitted.map_err(MapError::from)?,
-        signal = signals.next() => {
-            withdraw(&coordinator, own_key, &mut signals).await;
-            return Ok(Done { outcome: outlets.give_up(signal), took: None });
-        }
-    };
-    let job = submitted.job.id;
-    if !quiet {
-        let again = if submitted.was_there { ", submitted with this key before" } else { "" };
-        say::line(&format!("widemap: {job} of coordinator {}{again}", coordinator.name()));
-    }
-    let elapsed = || begun.elapsed();
-    Ok(collect(&coordinator, job, outlets, Owner::Map, &mut signals, Some(&elapsed)).await)
-}
-
-/// Gives up a job that may have been made in the moment in which it was not wanted any more.
-async fn withdraw(coordinator: &Coordinator, own_key: Option<String>, signals: &mut Signals) {
-    // With a key of the user's it may be the job of somebody else.
-    let Some(key) = own_key else { return };
-    let withdrawing = async {
-        if let Ok(job) = coordinator.status(JobName::SubmitKey(key)).await {
-            // It goes on without a reader, where it cannot be told.
-            let _ = coordinator.cancel(job.id).await;
-        }
-    };
-    tokio::select! {
-        () = withdrawing => {}
-        _ = signals.next() => {}
     }
 }
 

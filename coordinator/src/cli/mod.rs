@@ -24,6 +24,7 @@ mod settings;
 mod sources;
 mod submit;
 mod table;
+mod theirs;
 mod wasm;
 mod workers;
 

@@ -1,12 +1,13 @@
 //! Collects the results of a job: waits while it runs, and goes on where it was when the connection
-//! broke.
+//! broke. Of a job whose items are still being sent they are collected, too: if it has to be made anew, what
+//! it makes then must begin with what was told already.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tonic::Streaming;
 use widemap_common::ids::JobId;
-use widemap_common::limits::JOBS_CALL_MS;
+use widemap_common::limits::{BEGIN_MS, JOBS_CALL_MS};
 use widemap_proto::WireError;
 use widemap_proto::jobs::{Collecting, FailuresPart, Job, JobPart, Position};
 use widemap_proto::wire;
@@ -17,17 +18,45 @@ use super::coordinator::{Connected, Coordinator, JobsError, Patience};
 /// See the file's head.
 pub(crate) struct Collector<'a> {
     coordinator: &'a Coordinator,
-    job: JobId,
+    of: Of,
     at: Position,
+    /// crc32c of the output that was told of a job that may have to be made anew.
+    told: u32,
+    /// What is compared with that, after it was.
+    check: Option<Check>,
     stream: Option<(Connected, Streaming<wire::ResultsReply>)>,
     /// The begin of a failure that goes on in the next message.
     begun: Option<BytesMut>,
     /// What is to be said next.
     ahead: Option<Collected>,
+    /// What is to be said once the job was handed in.
+    held: Option<Collected>,
     was_there: bool,
     patience: Patience,
     /// How long to wait before the coordinator is dialled again.
     pause: Option<Duration>,
+}
+
+/// Whose results.
+enum Of {
+    Job(JobId),
+    Early(Early),
+}
+
+/// Of the job that is being handed in with this early key.
+struct Early {
+    key: String,
+    /// Which that was when it was last asked.
+    known: Option<JobId>,
+    /// Whether it may have to be made anew: then nothing is told that cannot be compared.
+    is_repeatable: bool,
+}
+
+/// The begin of an output that was told before, of another run.
+#[derive(Debug, Clone, Copy)]
+struct Check {
+    bytes: u64,
+    read: u32,
 }
 
 /// What a collector has to say.
@@ -47,19 +76,47 @@ pub(crate) enum Collected {
     Back,
 }
 
+impl Of {
+    /// Whether that is said only once the job was handed in.
+    fn holds(&self, collected: &Collected) -> bool {
+        let Self::Early(early) = self else { return false };
+        match collected {
+            Collected::Output(_) => false,
+            Collected::Failures(_) | Collected::Stderr(_) => early.is_repeatable,
+            Collected::Ended(_) | Collected::Lost(_) | Collected::Back => true,
+        }
+    }
+}
+
 impl Coordinator {
     /// Begins to collect the results of a job.
     pub(crate) fn collect(&self, job: JobId) -> Collector<'_> {
+        self.collector(Of::Job(job), None)
+    }
+
+    /// Begins to collect the results of a job that is being handed in with an early key. That it cannot be
+    /// reached is no error before it is known whether it was handed in ([`Collector::accept`]). If its items
+    /// can be sent again, as `is_repeatable` says, only output is told before.
+    pub(crate) fn collect_early(&self, key: String, is_repeatable: bool) -> Collector<'_> {
+        // A short job is there before there is something to be had early.
+        let pause = Some(Duration::from_millis(BEGIN_MS));
+        self.collector(Of::Early(Early { key, known: None, is_repeatable }), pause)
+    }
+
+    fn collector(&self, of: Of, pause: Option<Duration>) -> Collector<'_> {
         Collector {
             coordinator: self,
-            job,
+            of,
             at: Position::default(),
+            told: 0,
+            check: None,
             stream: None,
             begun: None,
             ahead: None,
+            held: None,
             was_there: false,
             patience: Patience::new(),
-            pause: None,
+            pause,
         }
     }
 }
@@ -74,8 +131,12 @@ impl Collector<'_> {
             if let Some(ahead) = self.ahead.take() {
                 return Ok(ahead);
             }
+            if self.held.is_some() {
+                return std::future::pending().await;
+            }
             match self.step().await {
                 Ok(None) => {}
+                Ok(Some(collected)) if self.of.holds(&collected) => self.held = Some(collected),
                 Ok(Some(collected)) => {
                     // An open port is no sign of life: something to say is.
                     if !self.patience.renew() {
@@ -83,6 +144,12 @@ impl Collector<'_> {
                     }
                     self.ahead = Some(collected);
                     return Ok(Collected::Back);
+                }
+                Err(error @ JobsError::Different { .. }) => return Err(error),
+                Err(_) if matches!(self.of, Of::Early(_)) => {
+                    // Whoever hands the job in is told what is wrong.
+                    (self.stream, self.begun) = (None, None);
+                    self.pause = Some(Duration::from_millis(BEGIN_MS));
                 }
                 Err(error) if !self.was_there => return Err(error),
                 Err(error) => {
@@ -97,6 +164,26 @@ impl Collector<'_> {
         }
     }
 
+    /// The job was handed in, and is this one.
+    pub(crate) fn accept(&mut self, job: JobId) {
+        if !matches!(&self.of, Of::Early(early) if early.known == Some(job)) {
+            (self.stream, self.begun) = (None, None);
+            self.start_over();
+        }
+        self.of = Of::Job(job);
+        self.ahead = self.held.take();
+        // It was there a moment ago.
+        (self.was_there, self.pause) = (true, None);
+    }
+
+    /// The results come from their begin on, of another run.
+    fn start_over(&mut self) {
+        // What is compared already is a part of what was told.
+        let told = self.at.output_bytes.max(self.check.map_or(0, |check| check.bytes));
+        self.check = (told > 0).then_some(Check { bytes: told, read: 0 });
+        (self.at, self.held) = (Position::default(), None);
+    }
+
     /// Dials, or reads one message.
     async fn step(&mut self) -> Result<Option<Collected>, JobsError> {
         let Some((connected, stream)) = &mut self.stream else {
@@ -109,10 +196,17 @@ impl Collector<'_> {
             return Ok(None);
         };
         match stream.message().await {
-            Ok(Some(message)) => {
-                let collecting = self.coordinator.read(message.try_into())?;
-                self.take(collecting)
-            }
+            Ok(Some(message)) => match self.coordinator.read(message.try_into())? {
+                Collecting::OfJob(job) => {
+                    if let Of::Early(early) = &mut self.of
+                        && early.known.replace(job).is_some_and(|known| known != job)
+                    {
+                        self.start_over();
+                    }
+                    Ok(None)
+                }
+                collecting => self.take(collecting),
+            },
             Ok(None) => Err(self.coordinator.cut("it broke the results off")),
             Err(status) => Err(self.coordinator.failed(connected, &status)),
         }
@@ -120,7 +214,12 @@ impl Collector<'_> {
 
     async fn open(&self) -> Result<(Connected, Streaming<wire::ResultsReply>), JobsError> {
         let connected = self.coordinator.connect().await?;
-        let request = wire::ResultsRequest::from_position(self.job, self.at);
+        let request = match &self.of {
+            Of::Job(job) => wire::ResultsRequest::from_position(*job, self.at),
+            Of::Early(Early { key, known, .. }) => {
+                wire::ResultsRequest::early(key.clone(), *known, self.at)
+            }
+        };
         let limit = Duration::from_millis(JOBS_CALL_MS);
         let mut client = JobsClient::new(connected.channel.clone());
         let opened = match tokio::time::timeout(limit, client.results(request)).await {
@@ -142,8 +241,9 @@ impl Collector<'_> {
                     return Err(out_of_place("ResultsPart.offset"));
                 }
                 self.at.output_bytes += data.len() as u64;
-                Ok(Some(Collected::Output(data)))
+                self.take_output(offset, data)
             }
+            Collecting::OfJob(_) => Err(out_of_place("ResultsReply.of_job")),
             Collecting::Failures(part) => {
                 if part.first != self.at.failures {
                     return Err(out_of_place("Failures.first"));
@@ -157,8 +257,40 @@ impl Collector<'_> {
                 self.at.stderr += part.pieces.len() as u64;
                 Ok(Some(Collected::Stderr(part.pieces)))
             }
-            Collecting::Ended(job) => Ok(Some(Collected::Ended(job))),
+            Collecting::Ended(job) => match self.check {
+                Some(check) => Err(self.different(check.bytes)),
+                None => Ok(Some(Collected::Ended(job))),
+            },
         }
+    }
+
+    /// Output that comes at a place of it: what was not told before.
+    fn take_output(
+        &mut self,
+        offset: u64,
+        mut data: Bytes,
+    ) -> Result<Option<Collected>, JobsError> {
+        if let Some(check) = &mut self.check {
+            let left = usize::try_from(check.bytes - offset).unwrap_or(usize::MAX);
+            let known = data.split_to(data.len().min(left));
+            check.read = crc32c::crc32c_append(check.read, &known);
+            if known.len() < left {
+                return Ok(None);
+            }
+            let Check { bytes, read } = *check;
+            if read != self.told {
+                return Err(self.different(bytes));
+            }
+            self.check = None;
+        }
+        if matches!(self.of, Of::Early(_)) {
+            self.told = crc32c::crc32c_append(self.told, &data);
+        }
+        Ok((!data.is_empty()).then_some(Collected::Output(data)))
+    }
+
+    fn different(&self, bytes: u64) -> JobsError {
+        JobsError::Different { coordinator: self.coordinator.name().to_owned(), bytes }
     }
 
     fn take_failures(&mut self, part: FailuresPart) -> Option<Collected> {

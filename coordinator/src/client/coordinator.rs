@@ -76,6 +76,17 @@ pub(crate) enum JobsError {
         /// What it says.
         message: String,
     },
+    /// A job that was made anew has other results than those that were told before.
+    #[error(
+        "the coordinator {coordinator} was lost while items were sent to it, and what it makes of them now is \
+         different: the first {bytes} bytes of output, which were written before, are not of this run"
+    )]
+    Different {
+        /// Which.
+        coordinator: String,
+        /// How much was told before.
+        bytes: u64,
+    },
     /// It says what makes no sense.
     #[error("{coordinator}: {error}")]
     Malformed {
@@ -93,7 +104,10 @@ impl JobsError {
             Self::Unreachable { .. } => true,
             // Bytes that were changed on the way may arrive well the next time.
             Self::Malformed { error, .. } => matches!(error, WireError::Changed { .. }),
-            Self::Refused { .. } | Self::Distrust { .. } | Self::Lost { .. } => false,
+            Self::Refused { .. }
+            | Self::Distrust { .. }
+            | Self::Lost { .. }
+            | Self::Different { .. } => false,
         }
     }
 }

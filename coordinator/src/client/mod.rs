@@ -25,11 +25,9 @@ use tower::{BoxError, Service, ServiceBuilder};
 use widemap_common::limits::{HEALTH_MS, HEALTH_RETRIES};
 use widemap_proto::wire::worker_server;
 
-pub(crate) use collect::Collected;
-#[cfg(test)]
-pub(crate) use collect::Collector;
+pub(crate) use collect::{Collected, Collector};
 pub(crate) use coordinator::{Coordinator, JobsError};
-pub(crate) use submit::{SubmitError, is_own_key, new_key};
+pub(crate) use submit::{SubmitError, is_own_key, is_repeatable, new_key};
 
 use deadline::DeadlineLayer;
 use retry::RetryLayer;

@@ -148,7 +148,7 @@ fn is_missing(error: &JobsError, artifacts: &Artifacts) -> bool {
 }
 
 /// Whether items can be read from their beginning again.
-fn is_repeatable(source: &Source) -> bool {
+pub(crate) fn is_repeatable(source: &Source) -> bool {
     match source {
         Source::Items(_) => true,
         Source::File(path) => std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file()),

@@ -2,11 +2,14 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 /// See the file's head.
 #[derive(Debug, Default)]
 pub(crate) struct Arriving {
     state: Mutex<State>,
     changed: Condvar,
+    settled: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -14,6 +17,7 @@ struct State {
     bytes: u64,
     is_whole: bool,
     is_given_up: bool,
+    is_accepted: bool,
 }
 
 /// What whoever reads it finds.
@@ -41,6 +45,28 @@ impl Arriving {
     /// Nobody writes to its end, or what was written does not count.
     pub(crate) fn give_up(&self) {
         self.change(|state| state.is_given_up = true);
+        self.settled.notify_waiters();
+    }
+
+    /// What was written counts, and will be found again.
+    pub(crate) fn accept(&self) {
+        self.change(|state| state.is_accepted = true);
+        self.settled.notify_waiters();
+    }
+
+    /// Waits until it is known whether what was written counts.
+    pub(crate) async fn is_accepted(&self) -> bool {
+        loop {
+            let mut settled = std::pin::pin!(self.settled.notified());
+            settled.as_mut().enable();
+            {
+                let state = self.lock();
+                if state.is_accepted || state.is_given_up {
+                    return state.is_accepted;
+                }
+            }
+            settled.await;
+        }
     }
 
     /// Whether that was said.

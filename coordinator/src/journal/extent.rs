@@ -56,9 +56,8 @@ impl Extent {
         let part = usize::try_from(at / PART_BYTES_MAX as u64).map_err(io::Error::other)?;
         let begin = part as u64 * PART_BYTES_MAX as u64;
         let length = (self.length - begin).min(PART_BYTES_MAX as u64) as usize;
-        let mut bytes = vec![0; length];
         let place = self.offset + begin;
-        file.read_exact_at(&mut bytes, place).map_err(|source| {
+        let mut bytes = file.read_piece(length, place).map_err(|source| {
             io::Error::new(source.kind(), format!("at byte {place}: {source}"))
         })?;
         let (made, told) = (crc32c::crc32c(&bytes), self.checksums.parts()[part]);

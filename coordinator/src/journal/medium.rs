@@ -5,7 +5,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::{Errno, pread};
 
 use crate::page_cache;
 
@@ -59,12 +61,17 @@ pub(crate) trait MediumFile: Send + Sync {
         Ok(())
     }
 
+    /// Exactly so many bytes of it.
+    fn read_piece(&self, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
     /// All of it.
     fn read_all(&self) -> io::Result<Vec<u8>> {
         let length = usize::try_from(self.length()?).map_err(io::Error::other)?;
-        let mut bytes = vec![0; length];
-        self.read_exact_at(&mut bytes, 0)?;
-        Ok(bytes)
+        self.read_piece(length, 0)
     }
 }
 
@@ -130,6 +137,22 @@ impl MediumFile for File {
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(self, bytes, offset)
+    }
+
+    // Straight into memory that nobody has to clear before.
+    fn read_piece(&self, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let at = offset + bytes.len() as u64;
+            match pread(self, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        // An allocator may give more than it was asked for.
+        bytes.truncate(length);
+        Ok(bytes)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -256,8 +256,7 @@ impl Shelf {
                 }
             }
         };
-        let mut bytes = vec![0; length as usize];
-        facts.read_exact_at(&mut bytes, at).map_err(|source| {
+        let bytes = facts.read_piece(length as usize, at).map_err(|source| {
             let text = format!("{}, at byte {at}: {source}", path.display());
             io::Error::new(source.kind(), text)
         })?;

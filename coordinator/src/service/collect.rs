@@ -1,10 +1,12 @@
 //! Reads the results of a job for one who collects them: what is durable, then what becomes so, as fast
 //! as it is taken.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_blocking};
 use widemap_common::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, PART_BYTES_MAX};
 use widemap_proto::jobs::{Collecting, FailuresPart, JobPart, Position, StderrPart};
 
@@ -16,21 +18,26 @@ use crate::failpoint;
 /// See the file's head.
 pub(crate) struct Collect {
     entry: Arc<JobEntry>,
-    cursor: Option<Box<dyn ShelfCursor>>,
+    /// Where it is, and what was read there and is not given away yet.
+    place: Option<Place>,
+    /// What comes next is read while what was read last is sent.
+    reading: Option<JoinHandle<io::Result<Batch>>>,
     changes: watch::Receiver<u64>,
     at: Position,
-    /// What was read and is not given away yet.
-    ahead: Option<Next>,
     /// What is left of a failure that is longer than a part.
     rest: Option<Bytes>,
     is_over: bool,
 }
 
-/// What is told at once.
-struct Batch {
+struct Place {
     cursor: Box<dyn ShelfCursor>,
-    told: Told,
     ahead: Option<Next>,
+}
+
+/// What is told at once, and where it goes on.
+struct Batch {
+    told: Told,
+    place: Place,
 }
 
 enum Told {
@@ -56,8 +63,9 @@ impl Collect {
         if is_beyond {
             return Err(DeskError::NotReached { job: entry.id, wanted: position, there });
         }
-        let cursor = Some(entry.shelf.read_from(position));
-        Ok(Self { entry, cursor, changes, at: position, ahead: None, rest: None, is_over: false })
+        let place = Some(Place { cursor: entry.shelf.read_from(position), ahead: None });
+        let (reading, rest) = (None, None);
+        Ok(Self { entry, place, reading, changes, at: position, rest, is_over: false })
     }
 
     /// What comes next, as soon as it is there; `None` once the job's end was told. Whoever does not
@@ -73,8 +81,12 @@ impl Collect {
             return Ok(Some(self.failures(vec![rest])));
         }
         loop {
-            self.changes.borrow_and_update();
-            match self.read().await? {
+            let read = self.read().await;
+            if self.entry.is_given_up() {
+                // What is left of it is being removed.
+                return Err(DeskError::GivenUp(self.entry.id));
+            }
+            match read? {
                 Told::Output(data) => {
                     failpoint::hit("result.emitted");
                     let part = JobPart { offset: self.at.output_bytes, data };
@@ -87,6 +99,8 @@ impl Collect {
                     self.at.stderr += pieces.len() as u64;
                     return Ok(Some(Collecting::Stderr(StderrPart { first, pieces })));
                 }
+                // Nobody is told of the end of a job that may be gone with the next start.
+                Told::End if !self.entry.is_accepted().await => {}
                 Told::End => {
                     self.is_over = true;
                     return Ok(Some(Collecting::Ended(Box::new(self.entry.told()))));
@@ -111,26 +125,36 @@ impl Collect {
         Collecting::Failures(FailuresPart { first, records, is_unfinished })
     }
 
-    /// Reads on a thread that may wait for the disk.
+    /// What comes next, and begins to read what comes then.
     async fn read(&mut self) -> Result<Told, DeskError> {
-        let cursor = self.cursor.take().ok_or(DeskError::Stopping)?;
-        let ahead = self.ahead.take();
-        let read = tokio::task::spawn_blocking(move || gather(cursor, ahead)).await;
-        let batch = match read {
+        if self.reading.is_none() {
+            self.begin_to_read();
+        }
+        let reading = self.reading.take().ok_or(DeskError::Stopping)?;
+        let batch = match reading.await {
             Ok(read) => read,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => return Err(DeskError::Stopping),
         };
-        let Batch { cursor, told, ahead } =
+        let Batch { told, place } =
             batch.map_err(|source| DeskError::Unreadable { job: self.entry.id, source })?;
-        self.cursor = Some(cursor);
-        self.ahead = ahead;
+        self.place = Some(place);
+        if !matches!(told, Told::Nothing | Told::End) {
+            self.begin_to_read();
+        }
         Ok(told)
+    }
+
+    /// Reads on a thread that may wait for the disk, for nothing else, and so ends by itself.
+    fn begin_to_read(&mut self) {
+        // What becomes durable from now on may not be found.
+        self.changes.borrow_and_update();
+        self.reading = self.place.take().map(|place| spawn_blocking(move || gather(place)));
     }
 }
 
 /// Takes what comes next, and what small neighbours of the same kind come after it.
-fn gather(mut cursor: Box<dyn ShelfCursor>, ahead: Option<Next>) -> std::io::Result<Batch> {
+fn gather(Place { mut cursor, ahead }: Place) -> io::Result<Batch> {
     let first = match ahead {
         Some(next) => next,
         None => cursor.next()?,
@@ -185,5 +209,6 @@ fn gather(mut cursor: Box<dyn ShelfCursor>, ahead: Option<Next>) -> std::io::Res
         }
     };
     // What there is not yet is asked for again.
-    Ok(Batch { cursor, told, ahead: ahead.filter(|next| *next != Next::Wait) })
+    let ahead = ahead.filter(|next| *next != Next::Wait);
+    Ok(Batch { told, place: Place { cursor, ahead } })
 }

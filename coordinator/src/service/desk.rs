@@ -137,6 +137,9 @@ pub(crate) enum DeskError {
         /// How far they are.
         there: Position,
     },
+    /// Its items did not come to their end, or were sent anew.
+    #[error("{0} was given up before all of its items had come")]
+    GivenUp(JobId),
     /// The driver does not answer in time.
     #[error("the coordinator is too busy to answer: try again")]
     Busy,
@@ -176,6 +179,23 @@ impl Desk {
     /// If there is no such job, or no such position.
     pub(crate) fn collect(&self, job: JobId, position: Position) -> Result<Collect, DeskError> {
         Collect::new(self.entry(&JobName::Id(job))?, position)
+    }
+
+    /// The results of the job that is being handed in with an early key, as soon as it has begun: from a
+    /// position of `known` on if it is that one, else from their begin.
+    ///
+    /// # Errors
+    /// If there is no such position.
+    pub(crate) async fn collect_early(
+        &self,
+        early_key: &str,
+        known: JobId,
+        position: Position,
+    ) -> Result<(JobId, Collect), DeskError> {
+        let entry = self.counter.begun_early(early_key).await;
+        let job = entry.id;
+        let position = if job == known { position } else { Position::default() };
+        Ok((job, Collect::new(entry, position)?))
     }
 
     /// A job.

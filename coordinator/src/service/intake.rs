@@ -52,6 +52,7 @@ struct Fresh {
 
 /// A job that has begun. Whoever drops it before it is accepted gives it up.
 struct Begun {
+    counter: Arc<Counter>,
     entry: Arc<JobEntry>,
     arriving: Arc<Arriving>,
     is_accepted: bool,
@@ -67,6 +68,7 @@ pub(super) struct Counter {
     open_bytes: AtomicU64,
     keys: Mutex<Keys>,
     released: Notify,
+    begun: Notify,
 }
 
 /// The keys of submissions that are on their way in. The newest one of a key counts: a former one is
@@ -74,6 +76,8 @@ pub(super) struct Counter {
 #[derive(Default)]
 struct Keys {
     taken: HashMap<String, CancellationToken>,
+    /// Those that have begun, by their early keys.
+    early: HashMap<String, Arc<JobEntry>>,
 }
 
 /// One of a bounded number of submissions, with its key.
@@ -100,6 +104,7 @@ impl Counter {
             open_bytes: AtomicU64::new(0),
             keys: Mutex::default(),
             released: Notify::new(),
+            begun: Notify::new(),
         }
     }
 
@@ -160,6 +165,18 @@ impl Counter {
                 }
             }
             released.await;
+        }
+    }
+
+    /// The job that is being handed in with an early key, as soon as it has begun.
+    pub(super) async fn begun_early(&self, early_key: &str) -> Arc<JobEntry> {
+        loop {
+            let mut begun = std::pin::pin!(self.begun.notified());
+            begun.as_mut().enable();
+            if let Some(entry) = self.keys().early.get(early_key) {
+                return Arc::clone(entry);
+            }
+            begun.await;
         }
     }
 
@@ -326,6 +343,9 @@ impl Intake {
             };
             counter.registry.insert(Arc::clone(&entry));
             failpoint::hit("submission.registered");
+            if let Some(begun) = &begun {
+                begun.arriving.accept();
+            }
             // The key is released only now, so that the next one with it finds the job.
             drop(place);
             // Without a driver the job runs when the coordinator is started again: it is durable.
@@ -363,13 +383,23 @@ impl Intake {
 }
 
 impl Fresh {
-    fn begin(&mut self, counter: &Counter, bytes: u64) -> Result<(), DeskError> {
+    fn begin(&mut self, counter: &Arc<Counter>, bytes: u64) -> Result<(), DeskError> {
         let made = self.draft.begin().map_err(DeskError::Ledger)?;
         let arriving = Arc::new(Arriving::default());
         arriving.grow(bytes);
         let of_job = Some(Arc::clone(&arriving));
         let entry = Arc::new(entry(made, self.submission.clone(), self.created_ms, 0, of_job));
-        let begun = Begun { entry: Arc::clone(&entry), arriving, is_accepted: false };
+        if let Some(key) = &entry.submission.early_key {
+            // It takes the place of one whose connection broke.
+            counter.keys().early.insert(key.clone(), Arc::clone(&entry));
+            counter.begun.notify_waiters();
+        }
+        let begun = Begun {
+            counter: Arc::clone(counter),
+            entry: Arc::clone(&entry),
+            arriving,
+            is_accepted: false,
+        };
         self.begun = Some(begun);
         // Without a driver it is gone with the next start.
         let _ = counter.requests.blocking_send(Request::Begin { job: entry });
@@ -391,6 +421,11 @@ impl Drop for Begun {
     fn drop(&mut self) {
         if !self.is_accepted {
             self.arriving.give_up();
+        }
+        let Some(key) = &self.entry.submission.early_key else { return };
+        let mut keys = self.counter.keys();
+        if keys.early.get(key).is_some_and(|entry| Arc::ptr_eq(entry, &self.entry)) {
+            keys.early.remove(key);
         }
     }
 }

@@ -156,6 +156,14 @@ impl JobEntry {
         self.arriving.as_ref().is_some_and(|arriving| arriving.is_given_up())
     }
 
+    /// Whether it is one that is kept: waits for that, if all of its items are still to come.
+    pub(crate) async fn is_accepted(&self) -> bool {
+        match &self.arriving {
+            Some(arriving) => arriving.is_accepted().await,
+            None => true,
+        }
+    }
+
     /// What users are told of it.
     pub(crate) fn told(&self) -> Job {
         let submission = &self.submission;

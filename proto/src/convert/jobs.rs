@@ -69,6 +69,7 @@ impl From<Submission> for wire::Submission {
             submitted_ms: submission.submitted_ms,
             submitter: submission.submitter,
             begins_at_once: submission.begins_at_once,
+            early_key: submission.early_key.unwrap_or_default(),
         }
     }
 }
@@ -99,6 +100,7 @@ impl TryFrom<wire::Submission> for Submission {
             submitter: shown(submission.submitter, NAME_BYTES_MAX),
             submitted_ms: submission.submitted_ms,
             begins_at_once: submission.begins_at_once,
+            early_key: key_from_wire(submission.early_key)?,
         })
     }
 }
@@ -255,7 +257,14 @@ impl wire::ResultsRequest {
             output_from: position.output_bytes,
             failures_from: position.failures,
             stderr_from: position.stderr,
+            early_key: String::new(),
         }
+    }
+
+    /// Asks for the results of a job that is being handed in, from a position of `known` on if it is that one.
+    #[must_use]
+    pub fn early(early_key: String, known: Option<JobId>, position: Position) -> Self {
+        Self { early_key, ..Self::from_position(known.unwrap_or(NO_JOB), position) }
     }
 
     /// From where on results are asked for.
@@ -273,6 +282,7 @@ impl From<Collecting> for wire::ResultsReply {
     fn from(collecting: Collecting) -> Self {
         use wire::results_reply::Kind;
         let kind = match collecting {
+            Collecting::OfJob(job) => Kind::OfJob(job.0),
             Collecting::Output(part) => Kind::Output(wire::ResultsPart {
                 offset: part.offset,
                 crc32c: crc32c::crc32c(&part.data),
@@ -300,6 +310,7 @@ impl TryFrom<wire::ResultsReply> for Collecting {
     fn try_from(reply: wire::ResultsReply) -> Result<Self> {
         use wire::results_reply::Kind;
         Ok(match reply.kind.ok_or(WireError::UnknownKind)? {
+            Kind::OfJob(job) => Self::OfJob(JobId(job)),
             Kind::Output(part) => {
                 Self::Output(part_from_wire("the output", part.offset, part.data, part.crc32c)?)
             }

@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 use widemap_cluster::config::Config;
 use widemap_cluster::{Identity, harden, manual};
 use widemap_common::limits::SLOTS_MAX;
+use widemap_common::memory::keep_freed_blocks;
 use widemap_common::spec::Runtime;
 
 use crate::function::Registry;
@@ -41,6 +42,7 @@ const BY_SIGNAL: u8 = 128;
 /// that registers functions. It must be called before any thread is started.
 #[must_use]
 pub fn main(registry: Registry) -> ExitCode {
+    keep_freed_blocks();
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) => {

@@ -120,6 +120,7 @@ fn submission() -> Submission {
         submitter: "ann@lab".to_owned(),
         submitted_ms: 7,
         begins_at_once: false,
+        early_key: None,
     }
 }
 

@@ -13,7 +13,7 @@ use widemap_common::limits::SUMMARY_FAILURES;
 use widemap_proto::jobs::{How, Job, WhatRuns};
 
 use crate::cli::rerun::quoted;
-use crate::client::JobsError;
+use crate::client::{Collected, JobsError};
 use crate::data::{
     self, Delivery, FailuresFile, ItemCounts, OutputFile, Recorder, Recording, SinkError,
     SinkReport, SinkTarget,
@@ -54,6 +54,7 @@ pub(in crate::cli) struct Outlets {
     /// None while it writes.
     delivery: Option<Delivery>,
     writing: Option<Writing>,
+    has_written: bool,
     failures: Vec<NamedFailure>,
     progress: Arc<Progress>,
     explain_every: Option<Duration>,
@@ -72,7 +73,7 @@ pub(in crate::cli) struct Done {
 }
 
 /// How collecting ended.
-pub(super) enum End {
+pub(in crate::cli) enum End {
     /// With the job.
     Job(Box<Job>),
     /// Nobody reads the output any more.
@@ -84,9 +85,19 @@ pub(super) enum End {
 }
 
 /// What is written at once.
-pub(super) enum Written {
+enum Written {
     Output(Bytes),
     Failures(Vec<Bytes>),
+}
+
+impl End {
+    /// What it means that something cannot be written.
+    pub(in crate::cli) fn of_output(error: MapError) -> Self {
+        match error {
+            MapError::Output(error) if error.is_closed() => Self::ReaderGone,
+            error => Self::Error(error),
+        }
+    }
 }
 
 impl Outlets {
@@ -118,6 +129,7 @@ impl Outlets {
             failures_file,
             delivery,
             writing: None,
+            has_written: false,
             failures: Vec::new(),
             progress: Arc::new(progress),
             explain_every: wanted.explain_every,
@@ -126,14 +138,21 @@ impl Outlets {
         })
     }
 
-    /// Ends before there is a job.
-    pub(in crate::cli) fn give_up(self, signal: SignalNumber) -> Outcome {
-        self.close(End::Signal(signal, None), None, None).outcome
+    /// Takes what was collected: writes it, or shows it.
+    pub(in crate::cli) fn take(&mut self, collected: Collected) {
+        match collected {
+            Collected::Output(data) => self.write(Written::Output(data)),
+            Collected::Failures(records) => self.write(Written::Failures(records)),
+            Collected::Stderr(pieces) => pieces.iter().for_each(|lines| self.show(lines)),
+            // They are of the job, and not of its results.
+            Collected::Ended(_) | Collected::Lost(_) | Collected::Back => {}
+        }
     }
 
     /// Writes where that keeps nobody else: a slow reader is waited for as long as it takes, and the
     /// connection lives on meanwhile. What is written before has been.
-    pub(super) fn write(&mut self, collected: Written) {
+    fn write(&mut self, collected: Written) {
+        self.has_written = true;
         if let Written::Failures(records) = &collected {
             self.note(records);
         }
@@ -150,12 +169,12 @@ impl Outlets {
     }
 
     /// Whether something is being written.
-    pub(super) fn is_writing(&self) -> bool {
+    pub(in crate::cli) fn is_writing(&self) -> bool {
         self.writing.is_some()
     }
 
     /// Waits until it is. Nothing is lost if that is not awaited to its end.
-    pub(super) async fn written(&mut self) -> Result<(), MapError> {
+    pub(in crate::cli) async fn written(&mut self) -> Result<(), MapError> {
         let Some(writing) = &mut self.writing else { return Ok(()) };
         let written = writing.await;
         self.writing = None;
@@ -167,6 +186,11 @@ impl Outlets {
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(error) => Err(MapError::Start(io::Error::other(error))),
         }
+    }
+
+    /// Whether something was written, or is.
+    pub(in crate::cli) fn has_written(&self) -> bool {
+        self.has_written
     }
 
     fn note(&mut self, records: &[Bytes]) {
@@ -193,12 +217,17 @@ impl Outlets {
     }
 
     /// Shows what items have written on their standard error.
-    pub(super) fn show(&self, lines: &[u8]) {
+    fn show(&self, lines: &[u8]) {
         self.progress.say(&String::from_utf8_lossy(lines));
     }
 
     /// Puts everything in its place, and says what came of it.
-    pub(super) fn close(mut self, end: End, job: Option<JobId>, elapsed: Option<Duration>) -> Done {
+    pub(in crate::cli) fn close(
+        mut self,
+        end: End,
+        job: Option<JobId>,
+        elapsed: Option<Duration>,
+    ) -> Done {
         self.progress.clear();
         let (ending, ended, mut error) = match end {
             End::Job(job) => (Ending::Complete, Some(job), None),
@@ -224,6 +253,10 @@ impl Outlets {
         let is_whole = error.is_none() && ended.is_some() && ending == Ending::Complete;
         let placed = self.place(is_whole, &counts, report.as_ref(), took.unwrap_or_default());
         let left = match (job, ending, &error) {
+            (None, Ending::ReaderGone, _) => None,
+            (None, ..) if self.has_written => {
+                Some("stopped before all items were sent: nothing of it is kept".to_owned())
+            }
             (None, ..) => Some("stopped: no job was handed in".to_owned()),
             (_, Ending::ReaderGone, _) => None,
             (_, _, Some(error)) if is_refused(error) => None,

@@ -253,6 +253,7 @@ fn submission(function: &str) -> Submission {
         submitter: "a test".to_owned(),
         submitted_ms: 0,
         begins_at_once: false,
+        early_key: None,
     }
 }
 
