@@ -5,11 +5,13 @@ mod through;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use widemap::failpoint;
 use widemap_tests::{
@@ -201,7 +203,8 @@ fn a_coordinator_killed_at_any_step_goes_on_and_runs_nothing_again() {
     }
 }
 
-/// A map's items run while the rest of them comes, and nothing of it is there if they do not come to an end.
+/// A map's items run while the rest of them comes, whoever sends them has their results meanwhile, and nothing of
+/// it is there if they do not come to an end.
 #[test]
 fn a_map_runs_while_its_items_come_and_is_gone_if_they_break_off() {
     let (ann, log) = (WorkerProcess::start("ann", 2), Log::new());
@@ -215,25 +218,50 @@ fn a_map_runs_while_its_items_come_and_is_gone_if_they_break_off() {
         let mut map = command.spawn().unwrap();
         let mut items = map.stdin.take().unwrap();
         items.write_all(numbers(1..=4).as_bytes()).unwrap();
-        (map, items)
+        let (told, results) = (map.stdout.take().unwrap(), Arc::new(Mutex::new(String::new())));
+        let of_map = Arc::clone(&results);
+        let reading = std::thread::spawn(move || {
+            for line in BufReader::new(told).lines() {
+                *of_map.lock().unwrap() += &(line.unwrap() + "\n");
+            }
+        });
+        (map, items, results, reading)
     };
-    let (map, mut items) = start("true");
-    eventually("what is there has run", || log.runs(), |&runs| runs == 4);
-    assert_eq!(service.ask(&["jobs", "--format", "json"]).exits(0).text(), "", "nobody is told");
+    let (map, mut items, results, reading) = start("true");
+    let told = || results.lock().unwrap().clone();
+    eventually("what is there is told", told, |told| *told == numbers(1..=4));
+    assert_eq!(
+        service.ask(&["jobs", "--format", "json"]).exits(0).text(),
+        "",
+        "nobody else is told"
+    );
     items.write_all(b"5\n6").unwrap();
     drop(items);
     let done = map.wait_with_output().unwrap();
+    reading.join().unwrap();
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(done.status.success(), "{said}");
-    assert_eq!(String::from_utf8_lossy(&done.stdout), numbers(1..=6));
+    assert_eq!(told(), numbers(1..=6));
     assert!(said.contains("j1 of coordinator") && said.contains("6 items, 0 failed"), "{said}");
     assert_eq!(log.runs(), 6);
     // Another one is killed while its items come.
-    let (mut map, _items) = start("sleep 60");
+    let (mut map, _items, _, reading) = start("sleep 60");
     eventually("it runs", || log.runs(), |&runs| runs == 8);
     map.kill().unwrap();
     map.wait().unwrap();
+    reading.join().unwrap();
     eventually("nothing of it is left", || service.job(2).exists(), |&is_there| !is_there);
+    // Another one is interrupted: what it has told is all that there is of it.
+    let (map, _items, results, reading) = start("true");
+    let told = || results.lock().unwrap().clone();
+    eventually("what is there is told", told, |told| *told == numbers(1..=4));
+    kill_process(Pid::from_child(&map), Signal::INT).unwrap();
+    let done = map.wait_with_output().unwrap();
+    reading.join().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(130), "{said}");
+    assert!(said.contains("stopped before all items were sent: nothing of it is kept"), "{said}");
+    eventually("nothing of it is left", || service.job(3).exists(), |&is_there| !is_there);
     let listed = service.ask(&["jobs", "--format", "json"]).exits(0);
     assert_eq!(listed.text().lines().count(), 1, "{}", listed.text());
     // Its slots are free.

@@ -14,18 +14,22 @@ use crate::client::{Collected, Collector, JobsError};
 
 /// Everything that was collected.
 #[derive(Default, Debug)]
-struct All {
-    output: Vec<u8>,
-    failures: Vec<Bytes>,
-    stderr: Vec<Bytes>,
+pub(super) struct All {
+    pub(super) output: Vec<u8>,
+    pub(super) failures: Vec<Bytes>,
+    pub(super) stderr: Vec<Bytes>,
     lost: u32,
     back: u32,
-    ended: Option<Job>,
+    pub(super) ended: Option<Job>,
 }
 
 impl All {
     /// Takes what comes until it is enough.
-    async fn take(&mut self, collector: &mut Collector<'_>, is_enough: impl Fn(&Self) -> bool) {
+    pub(super) async fn take(
+        &mut self,
+        collector: &mut Collector<'_>,
+        is_enough: impl Fn(&Self) -> bool,
+    ) {
         while !is_enough(self) {
             let next = tokio::time::timeout(PATIENCE, collector.next()).await.expect("in time");
             match next.unwrap() {
@@ -46,7 +50,7 @@ impl All {
     }
 }
 
-fn counts(ok: u64, failed: u64) -> JobCounts {
+pub(super) fn counts(ok: u64, failed: u64) -> JobCounts {
     JobCounts { read: ok + failed, ok, failed, ..JobCounts::default() }
 }
 
@@ -149,9 +153,7 @@ async fn one_who_does_not_read_costs_little_memory() {
         match message.kind.unwrap() {
             wire::results_reply::Kind::Output(part) => bytes += part.data.len(),
             wire::results_reply::Kind::Ended(_) => assert_eq!(read(), OUTPUT_BYTES as u64),
-            wire::results_reply::Kind::Failures(_) | wire::results_reply::Kind::Stderr(_) => {
-                panic!("nothing failed, and nothing was said")
-            }
+            other => panic!("nothing failed, and nothing was said: {other:?}"),
         }
     }
     assert!(bytes > OUTPUT_BYTES - 2 * 1024 * 1024);

@@ -2,6 +2,7 @@
 //! test says.
 
 mod collecting;
+mod early;
 mod looking;
 mod submitting;
 

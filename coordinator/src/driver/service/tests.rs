@@ -30,7 +30,7 @@ use super::{Observed, Pulse, ServiceMake, serve};
 use crate::error::MapError;
 use crate::journal::{Disk, Writer};
 use crate::places::Fixed;
-use crate::service::{Desk, DeskError, DeskLimits, JobEntry, Kept, Registry};
+use crate::service::{Collect, Desk, DeskError, DeskLimits, JobEntry, Kept, Registry};
 use crate::session::Trust;
 
 /// A bound for what should take moments.
@@ -187,6 +187,7 @@ impl Life {
                     part.records.iter().map(|record| String::from_utf8_lossy(record).into_owned()),
                 ),
                 Collecting::Stderr(_) => {}
+                Collecting::OfJob(job) => panic!("nobody asked early for {job}"),
                 Collecting::Ended(job) => {
                     return (String::from_utf8(output).unwrap(), failures, *job);
                 }
@@ -262,6 +263,23 @@ fn gated() -> Submission {
     let submission = submission("gated");
     let policy = Policy { chunk_items: Some(1), ..submission.policy.clone() };
     Submission { policy, ..submission }
+}
+
+/// It may run while it comes, and its results can be had then.
+fn early(submission: Submission) -> Submission {
+    Submission { begins_at_once: true, early_key: Some("early".to_owned()), ..submission }
+}
+
+/// So many bytes of output, as they come.
+async fn output(collect: &mut Collect, bytes: usize) -> String {
+    let mut output = Vec::new();
+    while output.len() < bytes {
+        match tokio::time::timeout(PATIENCE, collect.next()).await.expect("it comes").unwrap() {
+            Some(Collecting::Output(part)) => output.extend_from_slice(&part.data),
+            other => panic!("{other:?} in place of output"),
+        }
+    }
+    String::from_utf8(output).unwrap()
 }
 
 fn numbers(count: u64) -> String {
@@ -433,14 +451,22 @@ async fn a_job_may_run_while_its_items_come() {
     let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(2).await);
     ann.witness.open.store(u64::MAX, Ordering::SeqCst);
     let life = Life::begin(directory.path(), &[&ann]);
-    let eager = Submission { begins_at_once: true, ..gated() };
-    let mut intake = life.desk.enter().unwrap().begin(eager).await.unwrap();
+    let mut intake = life.desk.enter().unwrap().begin(early(gated())).await.unwrap();
     assert!(!intake.may_begin(), "there is nothing to begin with");
+    let desk = life.desk.clone();
+    let collecting =
+        tokio::spawn(
+            async move { desk.collect_early("early", JobId(0), Position::default()).await },
+        );
     intake.write(numbers(20).into()).await.unwrap();
     assert!(intake.may_begin());
     intake.begin().await.unwrap();
     assert!(!intake.may_begin(), "it begins once");
     until("what is there has run", || ann.witness.runs().len() == 20).await;
+    let (of_job, mut collect) = collecting.await.unwrap().unwrap();
+    assert_eq!(of_job, JobId(1));
+    let first = output(&mut collect, numbers(20).len()).await;
+    assert_eq!(first, numbers(20), "who hands it in has what is done");
     assert!(life.desk.job(&JobName::Id(JobId(1))).is_err(), "nobody knows of it");
     assert!(matches!(
         life.desk.collect(JobId(1), Position::default()),
@@ -454,10 +480,13 @@ async fn a_job_may_run_while_its_items_come() {
     for piece in rest.as_bytes().chunks(7) {
         intake.write(Bytes::copy_from_slice(piece)).await.unwrap();
     }
+    assert_eq!(output(&mut collect, rest.len()).await, rest);
+    let early_end = tokio::time::timeout(Duration::from_millis(50), collect.next()).await;
+    assert!(early_end.is_err(), "its end is not there before all of it is: {early_end:?}");
     let job = intake.finish().await.unwrap().job;
     assert_eq!((job.id, job.input_bytes), (JobId(1), numbers(50).len() as u64));
-    let (output, _, ended) = life.collect(job.id).await;
-    assert_eq!((output, ended.status.counts.ok), (numbers(50), 50));
+    let (all, _, ended) = life.collect(job.id).await;
+    assert_eq!((all, ended.status.counts.ok), (numbers(50), 50));
     let runs = ann.witness.runs();
     assert!(runs.values().all(|&runs| runs == 1) && runs.len() == 50, "{runs:?}");
     life.end().await;
@@ -472,22 +501,29 @@ async fn a_job_may_run_while_its_items_come() {
 async fn what_is_given_up_while_it_comes_is_gone() {
     let (directory, ann) = (tempfile::tempdir().unwrap(), Host::start(1).await);
     let life = Life::begin(directory.path(), &[&ann]);
-    let eager = |function: Submission| Submission { begins_at_once: true, ..function };
-    let mut intake = life.desk.enter().unwrap().begin(eager(gated())).await.unwrap();
+    let mut intake = life.desk.enter().unwrap().begin(early(gated())).await.unwrap();
     intake.write(numbers(3).into()).await.unwrap();
     intake.begin().await.unwrap();
+    let collecting = life.desk.collect_early("early", JobId(0), Position::default()).await;
+    let (_, mut collect) = collecting.unwrap();
     until("it runs", || ann.witness.running.load(Ordering::SeqCst) == 1).await;
     drop(intake);
+    let told = tokio::time::timeout(PATIENCE, collect.next()).await.expect("it is told");
+    assert!(matches!(told, Err(DeskError::GivenUp(JobId(1)))), "{told:?}");
     until("what ran has ended", || ann.witness.running.load(Ordering::SeqCst) == 0).await;
     let of_job = directory.path().join("jobs/1");
     until("it is gone from the disk", || !of_job.exists()).await;
     // One that has ended by itself before, too: there is no such function.
-    let mut intake = life.desk.enter().unwrap().begin(eager(submission("cube"))).await.unwrap();
+    let mut intake = life.desk.enter().unwrap().begin(early(submission("cube"))).await.unwrap();
     intake.write(numbers(3).into()).await.unwrap();
     intake.begin().await.unwrap();
+    let collecting = life.desk.collect_early("early", JobId(0), Position::default()).await;
+    let (_, mut collect) = collecting.unwrap();
     let facts = directory.path().join("jobs/2/facts");
     until("it has ended", || std::fs::read(&facts).is_ok_and(|facts| facts.len() > 8)).await;
     assert!(facts.exists(), "its items are still coming");
+    let early_end = tokio::time::timeout(Duration::from_millis(50), collect.next()).await;
+    assert!(early_end.is_err(), "it may be gone in a moment: {early_end:?}");
     drop(intake);
     until("it is gone too", || !facts.exists()).await;
     assert!(life.desk.list(JobId(0)).0.is_empty());

@@ -147,6 +147,14 @@ fn a_reader_that_has_seen_enough_ends_the_job_quietly() {
     let listed = || service.ask(&["jobs"]).exits(0).text().to_owned();
     eventually("it is cancelled", listed, |text| text.contains("cancelled"));
     assert!(log.runs() < 200);
+    // Of items that have no end, too.
+    let mut shell = Command::new("bash");
+    shell.args(["-c", "yes | \"$@\" | head -3", "sh", &binary("widemap").to_string_lossy()]);
+    shell.args(["map", "--", "echo"]);
+    without_configuration(&mut shell);
+    shell.env("WIDEMAP_COORDINATOR", &service.address);
+    let seen = run(shell, b"").exits(0);
+    assert_eq!((seen.text(), seen.stderr.as_str()), ("y\ny\ny\n", ""));
 }
 
 /// Scenario 33: one item of 100 MiB, and one output of a GiB, which nobody holds.
