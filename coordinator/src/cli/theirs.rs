@@ -1,7 +1,6 @@
 //! A map that a coordinator runs: it is handed in, and its results are collected, from the first one on while
 //! the rest of its items is still being sent.
 
-use std::pin::pin;
 use std::time::Instant;
 
 use widemap_proto::jobs::{JobName, Submission, Submitted};
@@ -38,7 +37,7 @@ impl Theirs {
         let early_key = client::new_key();
         submission.early_key = Some(early_key.clone());
         let mut collector = coordinator.collect_early(early_key, client::is_repeatable(&source));
-        let submitting = coordinator.submit(submission, source, artifacts);
+        let submitting = Box::pin(coordinator.submit(submission, source, artifacts));
         let handed_in = hand_in(submitting, &mut collector, &mut outlets, &mut signals).await;
         let (submitted, ahead) = match handed_in {
             Ok(handed_in) => handed_in,
@@ -65,12 +64,11 @@ impl Theirs {
 
 /// Waits until it is handed in, and writes what it has made meanwhile.
 async fn hand_in(
-    submitting: impl Future<Output = Result<Submitted, SubmitError>>,
+    mut submitting: impl Future<Output = Result<Submitted, SubmitError>> + Unpin,
     collector: &mut Collector<'_>,
     outlets: &mut Outlets,
     signals: &mut Signals,
 ) -> Result<(Submitted, Ahead), End> {
-    let mut submitting = pin!(submitting);
     let mut ahead: Ahead = None;
     loop {
         if let Some(collected) = ahead.take_if(|_| !outlets.is_writing()) {
