@@ -1,5 +1,5 @@
 //! What becomes of a job, as it becomes: its results and its status. A stream is made step by step when
-//! its reader has room, so that a slow reader costs two parts of memory: what is sent, and what comes next.
+//! its reader has room, so that a slow reader costs a few parts of memory: what is sent, and what comes next.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,10 +3,10 @@
 
 use std::time::Instant;
 
-use widemap_proto::jobs::{JobName, Submission, Submitted};
+use widemap_proto::jobs::{Job, JobName, Submission, Submitted};
 
 use super::collect::{Ahead, Collecting, Done, End, Outlets, Owner, Signals, Wanted, collect};
-use crate::client::{self, Collector, Coordinator, SubmitError};
+use crate::client::{self, Collector, Coordinator, SubmitError, Tells};
 use crate::data::{Artifacts, Source};
 use crate::error::MapError;
 use crate::say;
@@ -36,17 +36,25 @@ impl Theirs {
         submission.begins_at_once = true;
         let early_key = client::new_key();
         submission.early_key = Some(early_key.clone());
-        let mut collector = coordinator.collect_early(early_key, client::is_repeatable(&source));
+        let mut collector = coordinator.collect_early(early_key, tells(&submission, &source));
         let submitting = Box::pin(coordinator.submit(submission, source, artifacts));
         let handed_in = hand_in(submitting, &mut collector, &mut outlets, &mut signals).await;
         let (submitted, ahead) = match handed_in {
             Ok(handed_in) => handed_in,
-            Err(End::Error(error)) if !outlets.has_written() => return Err(error),
-            Err(end) => {
-                if !matches!(end, End::Error(_)) {
-                    withdraw(&coordinator, own_key, &mut signals).await;
-                }
-                return Ok(outlets.close(end, None, None));
+            Err(Broken { end, was_sending }) => {
+                let made = match was_sending {
+                    true => withdraw(&coordinator, own_key, &mut signals).await,
+                    // What came of it is known.
+                    false => None,
+                };
+                let id = made.as_ref().map(|job| job.id);
+                return match (end, made) {
+                    (End::Error(error), None) if !outlets.has_written() => Err(error),
+                    (End::Signal(signal, _), Some(made)) => {
+                        Ok(outlets.close(End::Signal(signal, Some(Box::new(made))), id, None))
+                    }
+                    (end, _) => Ok(outlets.close(end, id, None)),
+                };
             }
         };
         let job = submitted.job.id;
@@ -62,46 +70,78 @@ impl Theirs {
     }
 }
 
+/// Why there is no job.
+struct Broken {
+    end: End,
+    /// Whether it was still being sent: then one may have been made in that moment.
+    was_sending: bool,
+}
+
+/// What can be told of it before all of its items are sent.
+fn tells(submission: &Submission, source: &Source) -> Tells {
+    let form = &submission.output;
+    match client::is_repeatable(source) {
+        false => Tells::All,
+        // They say where items ran, how often and for how long; or are in whatever order.
+        true if form.json || form.frames || form.is_of_records() || form.unordered => {
+            Tells::Nothing
+        }
+        true => Tells::Output,
+    }
+}
+
 /// Waits until it is handed in, and writes what it has made meanwhile.
 async fn hand_in(
     mut submitting: impl Future<Output = Result<Submitted, SubmitError>> + Unpin,
     collector: &mut Collector<'_>,
     outlets: &mut Outlets,
     signals: &mut Signals,
-) -> Result<(Submitted, Ahead), End> {
-    let mut ahead: Ahead = None;
+) -> Result<(Submitted, Ahead), Broken> {
+    let (mut ahead, mut failed): (Ahead, _) = (None, None);
     loop {
-        if let Some(collected) = ahead.take_if(|_| !outlets.is_writing()) {
-            match collected {
-                // It is told of what was lost only once there is a job.
-                Ok(collected) => outlets.take(collected),
-                Err(error) => return Err(End::Error(error.into())),
-            }
+        let was_sending = failed.is_none();
+        let broken = |end| Broken { end, was_sending };
+        match ahead.take_if(|_| !outlets.is_writing()) {
+            Some(Ok(collected)) => outlets.take(collected),
+            Some(Err(error)) => return Err(broken(End::Error(error.into()))),
+            None => {}
+        }
+        if !outlets.is_writing()
+            && let Some(error) = failed.take()
+        {
+            return Err(broken(End::Error(error)));
         }
         tokio::select! {
-            submitted = &mut submitting => {
-                let submitted = submitted.map_err(|error| End::Error(error.into()))?;
-                return Ok((submitted, ahead));
+            submitted = &mut submitting, if was_sending => match submitted {
+                Ok(submitted) => return Ok((submitted, ahead)),
+                // What was collected is written all the same.
+                Err(error) => failed = Some(MapError::from(error)),
+            },
+            collected = collector.next(), if was_sending && ahead.is_none() => ahead = Some(collected),
+            written = outlets.written(), if outlets.is_writing() => {
+                written.map_err(|error| broken(End::of_output(error)))?;
             }
-            collected = collector.next(), if ahead.is_none() => ahead = Some(collected),
-            written = outlets.written(), if outlets.is_writing() => written.map_err(End::of_output)?,
-            signal = signals.next() => return Err(End::Signal(signal, None)),
+            signal = signals.next() => return Err(broken(End::Signal(signal, None))),
         }
     }
 }
 
-/// Gives up a job that may have been made in the moment in which it was not wanted any more.
-async fn withdraw(coordinator: &Coordinator, own_key: Option<String>, signals: &mut Signals) {
+/// Gives up a job that may have been made in the moment in which it was not wanted any more: which, if there
+/// was one.
+async fn withdraw(
+    coordinator: &Coordinator,
+    own_key: Option<String>,
+    signals: &mut Signals,
+) -> Option<Job> {
     // With a key of the user's it may be the job of somebody else.
-    let Some(key) = own_key else { return };
+    let key = own_key?;
     let withdrawing = async {
-        if let Ok(job) = coordinator.status(JobName::SubmitKey(key)).await {
-            // It goes on without a reader, where it cannot be told.
-            let _ = coordinator.cancel(job.id).await;
-        }
+        let job = coordinator.status(JobName::SubmitKey(key)).await.ok()?;
+        // It goes on without a reader, where it cannot be told.
+        Some(coordinator.cancel(job.id).await.unwrap_or(job))
     };
     tokio::select! {
-        () = withdrawing => {}
-        _ = signals.next() => {}
+        job = withdrawing => job,
+        _ = signals.next() => None,
     }
 }

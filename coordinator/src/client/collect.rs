@@ -9,7 +9,7 @@ use tonic::Streaming;
 use widemap_common::ids::JobId;
 use widemap_common::limits::{BEGIN_MS, JOBS_CALL_MS};
 use widemap_proto::WireError;
-use widemap_proto::jobs::{Collecting, FailuresPart, Job, JobPart, Position};
+use widemap_proto::jobs::{Collecting, FailuresPart, How, Job, JobPart, Position};
 use widemap_proto::wire;
 use widemap_proto::wire::jobs_client::JobsClient;
 
@@ -20,6 +20,8 @@ pub(crate) struct Collector<'a> {
     coordinator: &'a Coordinator,
     of: Of,
     at: Position,
+    /// Whether it is known whose results come by the stream.
+    is_named: bool,
     /// crc32c of the output that was told of a job that may have to be made anew.
     told: u32,
     /// What is compared with that, after it was.
@@ -32,6 +34,8 @@ pub(crate) struct Collector<'a> {
     /// What is to be said once the job was handed in.
     held: Option<Collected>,
     was_there: bool,
+    /// Whether the way was cut, and nobody has dialled since.
+    is_cut: bool,
     patience: Patience,
     /// How long to wait before the coordinator is dialled again.
     pause: Option<Duration>,
@@ -48,8 +52,19 @@ struct Early {
     key: String,
     /// Which that was when it was last asked.
     known: Option<JobId>,
-    /// Whether it may have to be made anew: then nothing is told that cannot be compared.
-    is_repeatable: bool,
+    tells: Tells,
+}
+
+/// What is told of a job that is still being handed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tells {
+    /// Everything: it cannot be made anew.
+    All,
+    /// All until the first failure: the output of another run can be compared with what was told, a failure
+    /// cannot.
+    Output,
+    /// Nothing: no two runs have the same output.
+    Nothing,
 }
 
 /// The begin of an output that was told before, of another run.
@@ -57,6 +72,8 @@ struct Early {
 struct Check {
     bytes: u64,
     read: u32,
+    /// Whether more was told than can be compared.
+    is_hopeless: bool,
 }
 
 /// What a collector has to say.
@@ -81,10 +98,16 @@ impl Of {
     fn holds(&self, collected: &Collected) -> bool {
         let Self::Early(early) = self else { return false };
         match collected {
-            Collected::Output(_) => false,
-            Collected::Failures(_) | Collected::Stderr(_) => early.is_repeatable,
+            // What runs twice may say it twice.
+            Collected::Output(_) | Collected::Stderr(_) => false,
+            Collected::Failures(_) => early.tells != Tells::All,
             Collected::Ended(_) | Collected::Lost(_) | Collected::Back => true,
         }
+    }
+
+    /// Whether nothing is said before.
+    fn is_silent(&self) -> bool {
+        matches!(self, Self::Early(early) if early.tells == Tells::Nothing)
     }
 }
 
@@ -95,12 +118,11 @@ impl Coordinator {
     }
 
     /// Begins to collect the results of a job that is being handed in with an early key. That it cannot be
-    /// reached is no error before it is known whether it was handed in ([`Collector::accept`]). If its items
-    /// can be sent again, as `is_repeatable` says, only output is told before.
-    pub(crate) fn collect_early(&self, key: String, is_repeatable: bool) -> Collector<'_> {
+    /// reached is no error before it is known whether it was handed in ([`Collector::accept`]).
+    pub(crate) fn collect_early(&self, key: String, tells: Tells) -> Collector<'_> {
         // A short job is there before there is something to be had early.
         let pause = Some(Duration::from_millis(BEGIN_MS));
-        self.collector(Of::Early(Early { key, known: None, is_repeatable }), pause)
+        self.collector(Of::Early(Early { key, known: None, tells }), pause)
     }
 
     fn collector(&self, of: Of, pause: Option<Duration>) -> Collector<'_> {
@@ -108,6 +130,7 @@ impl Coordinator {
             coordinator: self,
             of,
             at: Position::default(),
+            is_named: false,
             told: 0,
             check: None,
             stream: None,
@@ -115,6 +138,7 @@ impl Coordinator {
             ahead: None,
             held: None,
             was_there: false,
+            is_cut: false,
             patience: Patience::new(),
             pause,
         }
@@ -131,8 +155,11 @@ impl Collector<'_> {
             if let Some(ahead) = self.ahead.take() {
                 return Ok(ahead);
             }
-            if self.held.is_some() {
+            if self.held.is_some() || self.of.is_silent() {
                 return std::future::pending().await;
+            }
+            if let Some(Check { bytes, is_hopeless: true, .. }) = self.check {
+                return Err(self.different(bytes));
             }
             match self.step().await {
                 Ok(None) => {}
@@ -153,6 +180,7 @@ impl Collector<'_> {
                 }
                 Err(error) if !self.was_there => return Err(error),
                 Err(error) => {
+                    self.is_cut = self.stream.is_some();
                     (self.stream, self.begun) = (None, None);
                     let (is_news, why) = (!self.patience.is_waiting(), error.to_string());
                     self.pause = Some(self.patience.pause(error)?);
@@ -166,9 +194,13 @@ impl Collector<'_> {
 
     /// The job was handed in, and is this one.
     pub(crate) fn accept(&mut self, job: JobId) {
-        if !matches!(&self.of, Of::Early(early) if early.known == Some(job)) {
-            (self.stream, self.begun) = (None, None);
+        let is_same = matches!(&self.of, Of::Early(early) if early.known == Some(job));
+        if !is_same {
             self.start_over();
+        }
+        if !is_same || !self.is_named {
+            // Where it waits for a job with the early key, there will be none any more.
+            (self.stream, self.begun) = (None, None);
         }
         self.of = Of::Job(job);
         self.ahead = self.held.take();
@@ -180,7 +212,10 @@ impl Collector<'_> {
     fn start_over(&mut self) {
         // What is compared already is a part of what was told.
         let told = self.at.output_bytes.max(self.check.map_or(0, |check| check.bytes));
-        self.check = (told > 0).then_some(Check { bytes: told, read: 0 });
+        let is_hopeless = self.check.is_some_and(|check| check.is_hopeless)
+            || (self.at.failures > 0 && self.held.is_none());
+        let check = Check { bytes: told, read: 0, is_hopeless };
+        self.check = (told > 0 || is_hopeless).then_some(check);
         (self.at, self.held) = (Position::default(), None);
     }
 
@@ -191,6 +226,11 @@ impl Collector<'_> {
                 tokio::time::sleep(pause).await;
                 self.pause = None;
             }
+            if std::mem::take(&mut self.is_cut) {
+                // A slow reader may have kept it from dialling before.
+                self.patience.begin();
+            }
+            self.is_named = matches!(self.of, Of::Job(_));
             self.stream = Some(self.open().await?);
             self.was_there = true;
             return Ok(None);
@@ -198,6 +238,7 @@ impl Collector<'_> {
         match stream.message().await {
             Ok(Some(message)) => match self.coordinator.read(message.try_into())? {
                 Collecting::OfJob(job) => {
+                    self.is_named = true;
                     if let Of::Early(early) = &mut self.of
                         && early.known.replace(job).is_some_and(|known| known != job)
                     {
@@ -258,8 +299,8 @@ impl Collector<'_> {
                 Ok(Some(Collected::Stderr(part.pieces)))
             }
             Collecting::Ended(job) => match self.check {
-                Some(check) => Err(self.different(check.bytes)),
-                None => Ok(Some(Collected::Ended(job))),
+                Some(check) if is_complete(&job) => Err(self.different(check.bytes)),
+                _ => Ok(Some(Collected::Ended(job))),
             },
         }
     }
@@ -277,7 +318,7 @@ impl Collector<'_> {
             if known.len() < left {
                 return Ok(None);
             }
-            let Check { bytes, read } = *check;
+            let Check { bytes, read, .. } = *check;
             if read != self.told {
                 return Err(self.different(bytes));
             }
@@ -305,4 +346,8 @@ impl Collector<'_> {
         self.at.failures += records.len() as u64;
         (!records.is_empty()).then_some(Collected::Failures(records))
     }
+}
+
+fn is_complete(job: &Job) -> bool {
+    job.status.ending().is_some_and(|ending| ending.how == How::Complete)
 }

@@ -78,8 +78,8 @@ pub(crate) enum JobsError {
     },
     /// A job that was made anew has other results than those that were told before.
     #[error(
-        "the coordinator {coordinator} was lost while items were sent to it, and what it makes of them now is \
-         different: the first {bytes} bytes of output, which were written before, are not of this run"
+        "the way to the coordinator {coordinator} was cut while items were sent to it, and when they were sent again \
+         their results were others: the output does not begin with the {bytes} bytes that were written before"
     )]
     Different {
         /// Which.
@@ -227,6 +227,11 @@ impl Patience {
     /// Whether it is being waited for.
     pub(super) fn is_waiting(&self) -> bool {
         self.since.is_some()
+    }
+
+    /// What is waited for is waited for from now on.
+    pub(super) fn begin(&mut self) {
+        self.since = self.since.map(|_| Instant::now());
     }
 
     /// How long to wait before the next try.

@@ -106,7 +106,12 @@ impl Collect {
                     return Ok(Some(Collecting::Ended(Box::new(self.entry.told()))));
                 }
                 Told::Nothing => {
-                    self.changes.changed().await.map_err(|_| DeskError::Stopping)?;
+                    tokio::select! {
+                        changed = self.changes.changed() => {
+                            changed.map_err(|_| DeskError::Stopping)?;
+                        }
+                        () = self.entry.given_up() => {}
+                    }
                 }
             }
         }

@@ -390,8 +390,12 @@ impl Fresh {
         let of_job = Some(Arc::clone(&arriving));
         let entry = Arc::new(entry(made, self.submission.clone(), self.created_ms, 0, of_job));
         if let Some(key) = &entry.submission.early_key {
-            // It takes the place of one whose connection broke.
-            counter.keys().early.insert(key.clone(), Arc::clone(&entry));
+            let mut keys = counter.keys();
+            // The last one to begin has it: those before it are of connections that broke.
+            if keys.early.get(key).is_none_or(|other| other.id < entry.id) {
+                keys.early.insert(key.clone(), Arc::clone(&entry));
+            }
+            drop(keys);
             counter.begun.notify_waiters();
         }
         let begun = Begun {

@@ -164,6 +164,13 @@ impl JobEntry {
         }
     }
 
+    /// Waits until it is given up, which what is kept never is.
+    pub(crate) async fn given_up(&self) {
+        if self.is_accepted().await {
+            std::future::pending().await
+        }
+    }
+
     /// What users are told of it.
     pub(crate) fn told(&self) -> Job {
         let submission = &self.submission;

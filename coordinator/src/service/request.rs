@@ -15,7 +15,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 #[derive(Debug)]
 pub(crate) enum Request {
     /// A job whose items are still coming, and that may run while they do, if others do not wait. Nobody
-    /// knows of it before it is admitted; it may be given up instead.
+    /// else knows of it before it is admitted; it may be given up instead.
     Begin {
         /// The job.
         job: Arc<JobEntry>,

@@ -14,7 +14,7 @@ use widemap_proto::wire::jobs_client::JobsClient;
 
 use super::collecting::{All, counts};
 use super::{PATIENCE, Served, Wire, submission, until};
-use crate::client::{Collector, JobsError};
+use crate::client::{Collected, Collector, JobsError, Tells};
 use crate::service::fake::FakeShelf;
 use crate::service::{JobEntry, Request};
 
@@ -74,7 +74,7 @@ async fn who_sends_the_items_has_results_before_the_last_of_them() {
     let mut served = Served::start().await;
     let user = served.user();
     // Asked before there is anything, as most are.
-    let mut collector = user.collect_early("mine".to_owned(), false);
+    let mut collector = user.collect_early("mine".to_owned(), Tells::All);
     is_silent(&mut collector).await;
     let sending = Sending::begin(&mut served, "mine").await;
     let (job, shelf) = (sending.entry.id, Arc::clone(&sending.shelf));
@@ -85,9 +85,10 @@ async fn who_sends_the_items_has_results_before_the_last_of_them() {
     let is_there = |all: &All| all.output == b"one\n" && all.failures.len() + all.stderr.len() == 2;
     all.take(&mut collector, is_there).await;
     // For nobody else, by whatever name.
-    is_silent(&mut user.collect_early("another".to_owned(), false)).await;
+    is_silent(&mut user.collect_early("another".to_owned(), Tells::All)).await;
     assert!(matches!(user.collect(job).next().await, Err(JobsError::Refused { .. })));
-    // It has ended, and may be gone with the next start all the same.
+    // It has ended, and may be gone with the next start all the same (that the other side does not say so
+    // either is a test of the service).
     shelf.push(b"two\n");
     shelf.end(How::Complete, counts(2, 1));
     all.take(&mut collector, |all| all.output == b"one\ntwo\n").await;
@@ -101,56 +102,99 @@ async fn who_sends_the_items_has_results_before_the_last_of_them() {
 
 #[tokio::test]
 async fn a_job_that_is_made_anew_goes_on_with_the_output_that_was_told() {
-    let mut served = Served::start().await;
-    let user = served.user();
-    let (mut collector, mut all) = (user.collect_early("mine".to_owned(), true), All::default());
-    let sending = Sending::begin(&mut served, "mine").await;
-    sending.shelf.push(b"one\ntwo\n");
-    all.take(&mut collector, |all| all.output == b"one\ntwo\n").await;
-    // What cannot be compared is not told of a job that may go.
-    sending.shelf.fail("{\"seq\":3}");
-    is_silent(&mut collector).await;
-    sending.break_off().await;
-    let sending = Sending::begin(&mut served, "mine").await;
-    assert_eq!(sending.entry.id, JobId(2));
-    let shelf = Arc::clone(&sending.shelf);
-    shelf.push(b"one\nt");
-    is_silent(&mut collector).await;
-    let job = sending.end(&mut served).await;
-    collector.accept(job);
-    shelf.push(b"wo\n");
-    shelf.fail("{\"seq\":3}");
-    shelf.push(b"three\n");
-    shelf.end(How::Complete, counts(3, 1));
-    all.take(&mut collector, |all| all.ended.is_some()).await;
-    assert_eq!(all.output, b"one\ntwo\nthree\n");
-    assert_eq!(all.failures, ["{\"seq\":3}"]);
-    served.end().await;
+    for has_failed in [false, true] {
+        let mut served = Served::start().await;
+        let user = served.user();
+        let mut collector = user.collect_early("mine".to_owned(), Tells::Output);
+        let mut all = All::default();
+        let sending = Sending::begin(&mut served, "mine").await;
+        sending.shelf.push(b"one\ntwo\n");
+        all.take(&mut collector, |all| all.output == b"one\ntwo\n").await;
+        if has_failed {
+            // What cannot be compared is not told of a job that may go.
+            sending.shelf.fail("{\"seq\":3}");
+            is_silent(&mut collector).await;
+        }
+        sending.break_off().await;
+        let sending = Sending::begin(&mut served, "mine").await;
+        assert_eq!(sending.entry.id, JobId(2));
+        let shelf = Arc::clone(&sending.shelf);
+        // Known already.
+        shelf.push(b"one\nt");
+        is_silent(&mut collector).await;
+        if !has_failed {
+            shelf.push(b"wo\n2");
+            all.take(&mut collector, |all| all.output == b"one\ntwo\n2").await;
+        } else {
+            shelf.push(b"wo\n2");
+        }
+        let job = sending.end(&mut served).await;
+        collector.accept(job);
+        shelf.fail("{\"seq\":3}");
+        shelf.push(b"nd\n");
+        shelf.end(How::Complete, counts(3, 1));
+        all.take(&mut collector, |all| all.ended.is_some()).await;
+        assert_eq!(all.output, b"one\ntwo\n2nd\n");
+        assert_eq!(all.failures, ["{\"seq\":3}"]);
+        served.end().await;
+    }
 }
 
 #[tokio::test]
 async fn a_job_that_is_made_anew_and_makes_something_else_is_an_error() {
-    for anew in ["one\nTWO\nthree\n", "one\n"] {
+    // Found while it is sent, or after.
+    for (anew, how, is_sent) in [
+        ("one\nTWO\nthree\n", How::Complete, false),
+        ("one\nTWO\nthree\n", How::Complete, true),
+        ("one\n", How::Complete, true),
+        ("one\n", How::Cancelled, true),
+    ] {
         let mut served = Served::start().await;
         let user = served.user();
-        let (mut collector, mut all) =
-            (user.collect_early("mine".to_owned(), true), All::default());
+        let mut collector = user.collect_early("mine".to_owned(), Tells::Output);
+        let mut all = All::default();
         let sending = Sending::begin(&mut served, "mine").await;
         sending.shelf.push(b"one\ntwo\n");
         all.take(&mut collector, |all| all.output == b"one\ntwo\n").await;
         sending.break_off().await;
-        is_silent(&mut collector).await;
         let sending = Sending::begin(&mut served, "mine").await;
         sending.shelf.push(anew.as_bytes());
-        sending.shelf.end(How::Complete, counts(3, 0));
-        let job = sending.end(&mut served).await;
-        collector.accept(job);
+        sending.shelf.end(how.clone(), counts(3, 0));
+        if is_sent {
+            let job = sending.end(&mut served).await;
+            collector.accept(job);
+        }
         let told = tokio::time::timeout(PATIENCE, collector.next()).await.expect("in time");
-        let error = told.unwrap_err();
-        assert!(matches!(error, JobsError::Different { bytes: 8, .. }), "{anew}: {error:?}");
-        assert!(error.to_string().contains("the first 8 bytes of output"), "{error}");
+        match told {
+            // One that did not run to its end has not made something else.
+            Ok(Collected::Ended(_)) => assert_eq!(how, How::Cancelled),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => {
+                assert_eq!(how, How::Complete);
+                assert!(matches!(error, JobsError::Different { bytes: 8, .. }), "{error:?}");
+                assert!(error.to_string().contains("the 8 bytes that were written"), "{error}");
+            }
+        }
         served.end().await;
     }
+}
+
+/// What tells of its run is told only of a job that is kept.
+#[tokio::test]
+async fn results_that_no_two_runs_share_wait_until_the_job_is_one_that_is_kept() {
+    let mut served = Served::start().await;
+    let user = served.user();
+    let mut collector = user.collect_early("mine".to_owned(), Tells::Nothing);
+    let mut all = All::default();
+    let sending = Sending::begin(&mut served, "mine").await;
+    sending.shelf.push(b"{}\n");
+    sending.shelf.end(How::Complete, counts(1, 0));
+    is_silent(&mut collector).await;
+    let job = sending.end(&mut served).await;
+    collector.accept(job);
+    all.take(&mut collector, |all| all.ended.is_some()).await;
+    assert_eq!(all.output, b"{}\n");
+    served.end().await;
 }
 
 #[tokio::test]
@@ -158,7 +202,8 @@ async fn a_cut_of_early_results_loses_and_repeats_nothing() {
     let mut served = Served::start().await;
     let wire = Wire::to(served.address).await;
     let user = wire.user();
-    let (mut collector, mut all) = (user.collect_early("mine".to_owned(), false), All::default());
+    let (mut collector, mut all) =
+        (user.collect_early("mine".to_owned(), Tells::All), All::default());
     let sending = Sending::begin(&mut served, "mine").await;
     let (job, shelf) = (sending.entry.id, Arc::clone(&sending.shelf));
     for round in 1..=3 {
@@ -167,9 +212,9 @@ async fn a_cut_of_early_results_loses_and_repeats_nothing() {
         all.take(&mut collector, |all| all.failures.len() == round).await;
         wire.cut();
     }
-    let job_again = sending.end(&mut served).await;
-    assert_eq!(job_again, job);
-    // It was cut, and is asked for by its number from now on.
+    assert_eq!(sending.end(&mut served).await, job);
+    // It asks again by the early key, which no job has any more.
+    is_silent(&mut collector).await;
     collector.accept(job);
     shelf.push(b"last\n");
     shelf.end(How::Complete, counts(4, 3));

@@ -254,9 +254,10 @@ impl Outlets {
         let placed = self.place(is_whole, &counts, report.as_ref(), took.unwrap_or_default());
         let left = match (job, ending, &error) {
             (None, Ending::ReaderGone, _) => None,
-            (None, ..) if self.has_written => {
-                Some("stopped before all items were sent: nothing of it is kept".to_owned())
-            }
+            (None, ..) if self.has_written => Some(
+                "stopped before all items were sent: the coordinator keeps nothing of it"
+                    .to_owned(),
+            ),
             (None, ..) => Some("stopped: no job was handed in".to_owned()),
             (_, Ending::ReaderGone, _) => None,
             (_, _, Some(error)) if is_refused(error) => None,

@@ -1,4 +1,4 @@
-//! Jobs that run while their items are still coming. Nobody knows of them before they are admitted; what is
+//! Jobs that run while their items are still coming. Only who hands them in knows of them before they are admitted; what is
 //! given up instead leaves nothing behind.
 
 use std::sync::Arc;
