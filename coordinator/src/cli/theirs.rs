@@ -1,12 +1,12 @@
-//! A map that a coordinator runs: it is handed in, and its results are collected, from the first one on while
-//! the rest of its items is still being sent.
+//! A map that a coordinator runs: it is handed in, and its results are collected; those of items that come from a
+//! pipe while the rest of them is still being sent.
 
 use std::time::Instant;
 
 use widemap_proto::jobs::{Job, JobName, Submission, Submitted};
 
 use super::collect::{Ahead, Collecting, Done, End, Outlets, Owner, Signals, Wanted, collect};
-use crate::client::{self, Collector, Coordinator, SubmitError, Tells};
+use crate::client::{self, Collector, Coordinator, SubmitError};
 use crate::data::{Artifacts, Source};
 use crate::error::MapError;
 use crate::say;
@@ -34,9 +34,9 @@ impl Theirs {
         submission.submit_key = submission.submit_key.or_else(|| own_key.clone());
         // As a map of one's own does; of what is only submitted nothing runs before all of it is durable.
         submission.begins_at_once = true;
-        let early_key = client::new_key();
-        submission.early_key = Some(early_key.clone());
-        let mut collector = coordinator.collect_early(early_key, tells(&submission, &source));
+        // Of what can be sent again another job may have to be made, with other results.
+        submission.early_key = (!client::is_repeatable(&source)).then(client::new_key);
+        let mut collector = coordinator.collect_early(submission.early_key.clone());
         let submitting = Box::pin(coordinator.submit(submission, source, artifacts));
         let handed_in = hand_in(submitting, &mut collector, &mut outlets, &mut signals).await;
         let (submitted, ahead) = match handed_in {
@@ -75,19 +75,6 @@ struct Broken {
     end: End,
     /// Whether it was still being sent: then one may have been made in that moment.
     was_sending: bool,
-}
-
-/// What can be told of it before all of its items are sent.
-fn tells(submission: &Submission, source: &Source) -> Tells {
-    let form = &submission.output;
-    match client::is_repeatable(source) {
-        false => Tells::All,
-        // They say where items ran, how often and for how long; or are in whatever order.
-        true if form.json || form.frames || form.is_of_records() || form.unordered => {
-            Tells::Nothing
-        }
-        true => Tells::Output,
-    }
 }
 
 /// Waits until it is handed in, and writes what it has made meanwhile.

@@ -1,6 +1,6 @@
 //! Collects the results of a job: waits while it runs, and goes on where it was when the connection
-//! broke. Of a job whose items are still being sent they are collected, too: if it has to be made anew, what
-//! it makes then must begin with what was told already.
+//! broke. Of a job whose items are still being sent they are collected, too, if those cannot be sent again:
+//! of others another job may have to be made, and who knows what that will make of them.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tonic::Streaming;
 use widemap_common::ids::JobId;
 use widemap_common::limits::{BEGIN_MS, JOBS_CALL_MS};
 use widemap_proto::WireError;
-use widemap_proto::jobs::{Collecting, FailuresPart, How, Job, JobPart, Position};
+use widemap_proto::jobs::{Collecting, FailuresPart, Job, JobPart, Position};
 use widemap_proto::wire;
 use widemap_proto::wire::jobs_client::JobsClient;
 
@@ -22,10 +22,8 @@ pub(crate) struct Collector<'a> {
     at: Position,
     /// Whether it is known whose results come by the stream.
     is_named: bool,
-    /// crc32c of the output that was told of a job that may have to be made anew.
-    told: u32,
-    /// What is compared with that, after it was.
-    check: Option<Check>,
+    /// The job that was made in place of the one whose results were told.
+    replaced_by: Option<JobId>,
     stream: Option<(Connected, Streaming<wire::ResultsReply>)>,
     /// The begin of a failure that goes on in the next message.
     begun: Option<BytesMut>,
@@ -47,33 +45,12 @@ enum Of {
     Early(Early),
 }
 
-/// Of the job that is being handed in with this early key.
+/// Of the job that is being handed in.
 struct Early {
-    key: String,
+    /// With this early key; without one nothing is told of it before.
+    key: Option<String>,
     /// Which that was when it was last asked.
     known: Option<JobId>,
-    tells: Tells,
-}
-
-/// What is told of a job that is still being handed in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tells {
-    /// Everything: it cannot be made anew.
-    All,
-    /// All until the first failure: the output of another run can be compared with what was told, a failure
-    /// cannot.
-    Output,
-    /// Nothing: no two runs have the same output.
-    Nothing,
-}
-
-/// The begin of an output that was told before, of another run.
-#[derive(Debug, Clone, Copy)]
-struct Check {
-    bytes: u64,
-    read: u32,
-    /// Whether more was told than can be compared.
-    is_hopeless: bool,
 }
 
 /// What a collector has to say.
@@ -96,18 +73,16 @@ pub(crate) enum Collected {
 impl Of {
     /// Whether that is said only once the job was handed in.
     fn holds(&self, collected: &Collected) -> bool {
-        let Self::Early(early) = self else { return false };
-        match collected {
-            // What runs twice may say it twice.
-            Collected::Output(_) | Collected::Stderr(_) => false,
-            Collected::Failures(_) => early.tells != Tells::All,
+        let is_of_the_job = match collected {
             Collected::Ended(_) | Collected::Lost(_) | Collected::Back => true,
-        }
+            Collected::Output(_) | Collected::Failures(_) | Collected::Stderr(_) => false,
+        };
+        is_of_the_job && matches!(self, Self::Early(_))
     }
 
     /// Whether nothing is said before.
     fn is_silent(&self) -> bool {
-        matches!(self, Self::Early(early) if early.tells == Tells::Nothing)
+        matches!(self, Self::Early(Early { key: None, .. }))
     }
 }
 
@@ -117,12 +92,12 @@ impl Coordinator {
         self.collector(Of::Job(job), None)
     }
 
-    /// Begins to collect the results of a job that is being handed in with an early key. That it cannot be
-    /// reached is no error before it is known whether it was handed in ([`Collector::accept`]).
-    pub(crate) fn collect_early(&self, key: String, tells: Tells) -> Collector<'_> {
+    /// Begins to collect the results of a job that is being handed in, with an early key if they are wanted
+    /// before it is. That it cannot be reached is no error before ([`Collector::accept`]).
+    pub(crate) fn collect_early(&self, key: Option<String>) -> Collector<'_> {
         // A short job is there before there is something to be had early.
         let pause = Some(Duration::from_millis(BEGIN_MS));
-        self.collector(Of::Early(Early { key, known: None, tells }), pause)
+        self.collector(Of::Early(Early { key, known: None }), pause)
     }
 
     fn collector(&self, of: Of, pause: Option<Duration>) -> Collector<'_> {
@@ -131,8 +106,7 @@ impl Coordinator {
             of,
             at: Position::default(),
             is_named: false,
-            told: 0,
-            check: None,
+            replaced_by: None,
             stream: None,
             begun: None,
             ahead: None,
@@ -158,8 +132,9 @@ impl Collector<'_> {
             if self.held.is_some() || self.of.is_silent() {
                 return std::future::pending().await;
             }
-            if let Some(Check { bytes, is_hopeless: true, .. }) = self.check {
-                return Err(self.different(bytes));
+            if let Some(job) = self.replaced_by {
+                let coordinator = self.coordinator.name().to_owned();
+                return Err(JobsError::Replaced { coordinator, job });
             }
             match self.step().await {
                 Ok(None) => {}
@@ -172,7 +147,6 @@ impl Collector<'_> {
                     self.ahead = Some(collected);
                     return Ok(Collected::Back);
                 }
-                Err(error @ JobsError::Different { .. }) => return Err(error),
                 Err(_) if matches!(self.of, Of::Early(_)) => {
                     // Whoever hands the job in is told what is wrong.
                     (self.stream, self.begun) = (None, None);
@@ -194,29 +168,23 @@ impl Collector<'_> {
 
     /// The job was handed in, and is this one.
     pub(crate) fn accept(&mut self, job: JobId) {
-        let is_same = matches!(&self.of, Of::Early(early) if early.known == Some(job));
-        if !is_same {
-            self.start_over();
-        }
-        if !is_same || !self.is_named {
+        let known = match &self.of {
+            Of::Early(early) => early.known,
+            Of::Job(job) => Some(*job),
+        };
+        if known != Some(job) || !self.is_named {
             // Where it waits for a job with the early key, there will be none any more.
             (self.stream, self.begun) = (None, None);
+        }
+        if known.is_some_and(|known| known != job) {
+            // With a key of the user's, somebody else may have been faster.
+            let was_told = self.at != Position::default();
+            self.replaced_by = was_told.then_some(job);
         }
         self.of = Of::Job(job);
         self.ahead = self.held.take();
         // It was there a moment ago.
         (self.was_there, self.pause) = (true, None);
-    }
-
-    /// The results come from their begin on, of another run.
-    fn start_over(&mut self) {
-        // What is compared already is a part of what was told.
-        let told = self.at.output_bytes.max(self.check.map_or(0, |check| check.bytes));
-        let is_hopeless = self.check.is_some_and(|check| check.is_hopeless)
-            || (self.at.failures > 0 && self.held.is_none());
-        let check = Check { bytes: told, read: 0, is_hopeless };
-        self.check = (told > 0 || is_hopeless).then_some(check);
-        (self.at, self.held) = (Position::default(), None);
     }
 
     /// Dials, or reads one message.
@@ -239,12 +207,13 @@ impl Collector<'_> {
             Ok(Some(message)) => match self.coordinator.read(message.try_into())? {
                 Collecting::OfJob(job) => {
                     self.is_named = true;
-                    if let Of::Early(early) = &mut self.of
-                        && early.known.replace(job).is_some_and(|known| known != job)
-                    {
-                        self.start_over();
-                    }
-                    Ok(None)
+                    let known = match &mut self.of {
+                        Of::Early(early) => *early.known.get_or_insert(job),
+                        Of::Job(known) => *known,
+                    };
+                    // A key is of one job.
+                    let other = WireError::Field("ResultsReply.of_job");
+                    if known == job { Ok(None) } else { Err(self.coordinator.malformed(other)) }
                 }
                 collecting => self.take(collecting),
             },
@@ -257,8 +226,8 @@ impl Collector<'_> {
         let connected = self.coordinator.connect().await?;
         let request = match &self.of {
             Of::Job(job) => wire::ResultsRequest::from_position(*job, self.at),
-            Of::Early(Early { key, known, .. }) => {
-                wire::ResultsRequest::early(key.clone(), *known, self.at)
+            Of::Early(Early { key, known }) => {
+                wire::ResultsRequest::early(key.clone().unwrap_or_default(), *known, self.at)
             }
         };
         let limit = Duration::from_millis(JOBS_CALL_MS);
@@ -282,7 +251,7 @@ impl Collector<'_> {
                     return Err(out_of_place("ResultsPart.offset"));
                 }
                 self.at.output_bytes += data.len() as u64;
-                self.take_output(offset, data)
+                Ok(Some(Collected::Output(data)))
             }
             Collecting::OfJob(_) => Err(out_of_place("ResultsReply.of_job")),
             Collecting::Failures(part) => {
@@ -298,40 +267,8 @@ impl Collector<'_> {
                 self.at.stderr += part.pieces.len() as u64;
                 Ok(Some(Collected::Stderr(part.pieces)))
             }
-            Collecting::Ended(job) => match self.check {
-                Some(check) if is_complete(&job) => Err(self.different(check.bytes)),
-                _ => Ok(Some(Collected::Ended(job))),
-            },
+            Collecting::Ended(job) => Ok(Some(Collected::Ended(job))),
         }
-    }
-
-    /// Output that comes at a place of it: what was not told before.
-    fn take_output(
-        &mut self,
-        offset: u64,
-        mut data: Bytes,
-    ) -> Result<Option<Collected>, JobsError> {
-        if let Some(check) = &mut self.check {
-            let left = usize::try_from(check.bytes - offset).unwrap_or(usize::MAX);
-            let known = data.split_to(data.len().min(left));
-            check.read = crc32c::crc32c_append(check.read, &known);
-            if known.len() < left {
-                return Ok(None);
-            }
-            let Check { bytes, read, .. } = *check;
-            if read != self.told {
-                return Err(self.different(bytes));
-            }
-            self.check = None;
-        }
-        if matches!(self.of, Of::Early(_)) {
-            self.told = crc32c::crc32c_append(self.told, &data);
-        }
-        Ok((!data.is_empty()).then_some(Collected::Output(data)))
-    }
-
-    fn different(&self, bytes: u64) -> JobsError {
-        JobsError::Different { coordinator: self.coordinator.name().to_owned(), bytes }
     }
 
     fn take_failures(&mut self, part: FailuresPart) -> Option<Collected> {
@@ -346,8 +283,4 @@ impl Collector<'_> {
         self.at.failures += records.len() as u64;
         (!records.is_empty()).then_some(Collected::Failures(records))
     }
-}
-
-fn is_complete(job: &Job) -> bool {
-    job.status.ending().is_some_and(|ending| ending.how == How::Complete)
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use widemap_common::backoff;
+use widemap_common::ids::JobId;
 use widemap_common::limits::{CALL_RETRY_MS, CALL_RETRY_MS_MAX, COORDINATOR_PATIENCE_MS};
 use widemap_common::time::Timers;
 use widemap_proto::WireError;
@@ -76,16 +77,16 @@ pub(crate) enum JobsError {
         /// What it says.
         message: String,
     },
-    /// A job that was made anew has other results than those that were told before.
+    /// Somebody else has handed a job in with the same key meanwhile.
     #[error(
-        "the way to the coordinator {coordinator} was cut while items were sent to it, and when they were sent again \
-         their results were others: the output does not begin with the {bytes} bytes that were written before"
+        "{coordinator}: {job} was handed in with the same key meanwhile, and what was written is not of that one \
+         (`widemap results {job}` has its results)"
     )]
-    Different {
+    Replaced {
         /// Which.
         coordinator: String,
-        /// How much was told before.
-        bytes: u64,
+        /// The job.
+        job: JobId,
     },
     /// It says what makes no sense.
     #[error("{coordinator}: {error}")]
@@ -107,7 +108,7 @@ impl JobsError {
             Self::Refused { .. }
             | Self::Distrust { .. }
             | Self::Lost { .. }
-            | Self::Different { .. } => false,
+            | Self::Replaced { .. } => false,
         }
     }
 }

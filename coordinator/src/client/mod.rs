@@ -25,7 +25,7 @@ use tower::{BoxError, Service, ServiceBuilder};
 use widemap_common::limits::{HEALTH_MS, HEALTH_RETRIES};
 use widemap_proto::wire::worker_server;
 
-pub(crate) use collect::{Collected, Collector, Tells};
+pub(crate) use collect::{Collected, Collector};
 pub(crate) use coordinator::{Coordinator, JobsError};
 pub(crate) use submit::{SubmitError, is_own_key, is_repeatable, new_key};
 

@@ -167,7 +167,7 @@ impl JobEntry {
     /// Waits until it is given up, which what is kept never is.
     pub(crate) async fn given_up(&self) {
         if self.is_accepted().await {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -14,7 +14,7 @@ use widemap_proto::wire::jobs_client::JobsClient;
 
 use super::collecting::{All, counts};
 use super::{PATIENCE, Served, Wire, submission, until};
-use crate::client::{Collected, Collector, JobsError, Tells};
+use crate::client::{Collector, JobsError};
 use crate::service::fake::FakeShelf;
 use crate::service::{JobEntry, Request};
 
@@ -74,7 +74,7 @@ async fn who_sends_the_items_has_results_before_the_last_of_them() {
     let mut served = Served::start().await;
     let user = served.user();
     // Asked before there is anything, as most are.
-    let mut collector = user.collect_early("mine".to_owned(), Tells::All);
+    let mut collector = user.collect_early(Some("mine".to_owned()));
     is_silent(&mut collector).await;
     let sending = Sending::begin(&mut served, "mine").await;
     let (job, shelf) = (sending.entry.id, Arc::clone(&sending.shelf));
@@ -85,7 +85,7 @@ async fn who_sends_the_items_has_results_before_the_last_of_them() {
     let is_there = |all: &All| all.output == b"one\n" && all.failures.len() + all.stderr.len() == 2;
     all.take(&mut collector, is_there).await;
     // For nobody else, by whatever name.
-    is_silent(&mut user.collect_early("another".to_owned(), Tells::All)).await;
+    is_silent(&mut user.collect_early(Some("another".to_owned()))).await;
     assert!(matches!(user.collect(job).next().await, Err(JobsError::Refused { .. })));
     // It has ended, and may be gone with the next start all the same (that the other side does not say so
     // either is a test of the service).
@@ -100,100 +100,54 @@ async fn who_sends_the_items_has_results_before_the_last_of_them() {
     served.end().await;
 }
 
+/// With the user's own key somebody else may have been faster: nothing is put together of two jobs.
 #[tokio::test]
-async fn a_job_that_is_made_anew_goes_on_with_the_output_that_was_told() {
-    for has_failed in [false, true] {
+async fn another_job_in_its_place_is_told_of_and_not_mixed_with_it() {
+    for was_told in [false, true] {
         let mut served = Served::start().await;
         let user = served.user();
-        let mut collector = user.collect_early("mine".to_owned(), Tells::Output);
+        let mut collector = user.collect_early(Some("mine".to_owned()));
         let mut all = All::default();
         let sending = Sending::begin(&mut served, "mine").await;
-        sending.shelf.push(b"one\ntwo\n");
-        all.take(&mut collector, |all| all.output == b"one\ntwo\n").await;
-        if has_failed {
-            // What cannot be compared is not told of a job that may go.
-            sending.shelf.fail("{\"seq\":3}");
+        if was_told {
+            sending.shelf.push(b"mine\n");
+            all.take(&mut collector, |all| all.output == b"mine\n").await;
+        } else {
             is_silent(&mut collector).await;
         }
         sending.break_off().await;
-        let sending = Sending::begin(&mut served, "mine").await;
-        assert_eq!(sending.entry.id, JobId(2));
-        let shelf = Arc::clone(&sending.shelf);
-        // Known already.
-        shelf.push(b"one\nt");
-        is_silent(&mut collector).await;
-        if !has_failed {
-            shelf.push(b"wo\n2");
-            all.take(&mut collector, |all| all.output == b"one\ntwo\n2").await;
-        } else {
-            shelf.push(b"wo\n2");
-        }
+        let sending = Sending::begin(&mut served, "theirs").await;
+        sending.shelf.push(b"theirs\n");
+        sending.shelf.end(How::Complete, counts(1, 0));
         let job = sending.end(&mut served).await;
         collector.accept(job);
-        shelf.fail("{\"seq\":3}");
-        shelf.push(b"nd\n");
-        shelf.end(How::Complete, counts(3, 1));
-        all.take(&mut collector, |all| all.ended.is_some()).await;
-        assert_eq!(all.output, b"one\ntwo\n2nd\n");
-        assert_eq!(all.failures, ["{\"seq\":3}"]);
-        served.end().await;
-    }
-}
-
-#[tokio::test]
-async fn a_job_that_is_made_anew_and_makes_something_else_is_an_error() {
-    // Found while it is sent, or after.
-    for (anew, how, is_sent) in [
-        ("one\nTWO\nthree\n", How::Complete, false),
-        ("one\nTWO\nthree\n", How::Complete, true),
-        ("one\n", How::Complete, true),
-        ("one\n", How::Cancelled, true),
-    ] {
-        let mut served = Served::start().await;
-        let user = served.user();
-        let mut collector = user.collect_early("mine".to_owned(), Tells::Output);
-        let mut all = All::default();
-        let sending = Sending::begin(&mut served, "mine").await;
-        sending.shelf.push(b"one\ntwo\n");
-        all.take(&mut collector, |all| all.output == b"one\ntwo\n").await;
-        sending.break_off().await;
-        let sending = Sending::begin(&mut served, "mine").await;
-        sending.shelf.push(anew.as_bytes());
-        sending.shelf.end(how.clone(), counts(3, 0));
-        if is_sent {
-            let job = sending.end(&mut served).await;
-            collector.accept(job);
-        }
-        let told = tokio::time::timeout(PATIENCE, collector.next()).await.expect("in time");
-        match told {
-            // One that did not run to its end has not made something else.
-            Ok(Collected::Ended(_)) => assert_eq!(how, How::Cancelled),
-            Ok(other) => panic!("{other:?}"),
-            Err(error) => {
-                assert_eq!(how, How::Complete);
-                assert!(matches!(error, JobsError::Different { bytes: 8, .. }), "{error:?}");
-                assert!(error.to_string().contains("the 8 bytes that were written"), "{error}");
-            }
+        if was_told {
+            let told = tokio::time::timeout(PATIENCE, collector.next()).await.expect("in time");
+            let error = told.unwrap_err();
+            assert!(matches!(error, JobsError::Replaced { .. }), "{error:?}");
+            assert!(error.to_string().contains("`widemap results j2`"), "{error}");
+        } else {
+            all.take(&mut collector, |all| all.ended.is_some()).await;
+            assert_eq!(all.output, b"theirs\n");
         }
         served.end().await;
     }
 }
 
-/// What tells of its run is told only of a job that is kept.
+/// Of what can be sent again another job may have to be made.
 #[tokio::test]
-async fn results_that_no_two_runs_share_wait_until_the_job_is_one_that_is_kept() {
+async fn without_an_early_key_results_wait_until_the_job_is_one_that_is_kept() {
     let mut served = Served::start().await;
     let user = served.user();
-    let mut collector = user.collect_early("mine".to_owned(), Tells::Nothing);
-    let mut all = All::default();
-    let sending = Sending::begin(&mut served, "mine").await;
-    sending.shelf.push(b"{}\n");
+    let (mut collector, mut all) = (user.collect_early(None), All::default());
+    let sending = Sending::begin(&mut served, "").await;
+    sending.shelf.push(b"one\n");
     sending.shelf.end(How::Complete, counts(1, 0));
     is_silent(&mut collector).await;
     let job = sending.end(&mut served).await;
     collector.accept(job);
     all.take(&mut collector, |all| all.ended.is_some()).await;
-    assert_eq!(all.output, b"{}\n");
+    assert_eq!(all.output, b"one\n");
     served.end().await;
 }
 
@@ -202,8 +156,7 @@ async fn a_cut_of_early_results_loses_and_repeats_nothing() {
     let mut served = Served::start().await;
     let wire = Wire::to(served.address).await;
     let user = wire.user();
-    let (mut collector, mut all) =
-        (user.collect_early("mine".to_owned(), Tells::All), All::default());
+    let (mut collector, mut all) = (user.collect_early(Some("mine".to_owned())), All::default());
     let sending = Sending::begin(&mut served, "mine").await;
     let (job, shelf) = (sending.entry.id, Arc::clone(&sending.shelf));
     for round in 1..=3 {
