@@ -20,8 +20,8 @@ use crate::progress::{Progress, Shown};
 /// How often progress is asked for.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a cancellation may take after a second signal.
-const LAST_WORD: Duration = Duration::from_millis(300);
+/// How long a cancellation may take after a second signal, or a write after what ends all.
+pub(super) const LAST_WORD: Duration = Duration::from_millis(300);
 
 /// Whose job it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

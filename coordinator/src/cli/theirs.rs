@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use widemap_proto::jobs::{Job, JobName, Submission, Submitted};
 
-use super::collect::{Ahead, Collecting, Done, End, Outlets, Owner, Signals, Wanted, collect};
+use super::collect::{
+    Ahead, Collecting, Done, End, LAST_WORD, Outlets, Owner, Signals, Wanted, collect,
+};
 use crate::client::{self, Collector, Coordinator, SubmitError};
 use crate::data::{Artifacts, Source};
 use crate::error::MapError;
@@ -47,6 +49,8 @@ impl Theirs {
                     // What came of it is known.
                     false => None,
                 };
+                // What is being written is, if that takes no time: a reader may not read any more.
+                let _ = tokio::time::timeout(LAST_WORD, outlets.written()).await;
                 let id = made.as_ref().map(|job| job.id);
                 return match (end, made) {
                     (End::Error(error), None) if !outlets.has_written() => Err(error),
