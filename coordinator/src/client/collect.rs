@@ -154,7 +154,8 @@ impl Collector<'_> {
                 }
                 Err(error) if !self.was_there => return Err(error),
                 Err(error) => {
-                    self.is_cut = self.stream.is_some();
+                    // Only the first time: one that comes and goes is not waited for without end.
+                    self.is_cut = self.stream.is_some() && !self.patience.is_waiting();
                     (self.stream, self.begun) = (None, None);
                     let (is_news, why) = (!self.patience.is_waiting(), error.to_string());
                     self.pause = Some(self.patience.pause(error)?);

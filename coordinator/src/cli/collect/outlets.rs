@@ -255,7 +255,7 @@ impl Outlets {
         let left = match (job, ending, &error) {
             (None, Ending::ReaderGone, _) => None,
             (None, ..) if self.has_written => Some(
-                "stopped before all items were sent: the coordinator keeps nothing of it"
+                "stopped before all items were sent: no job was made of them, as far as is known"
                     .to_owned(),
             ),
             (None, ..) => Some("stopped: no job was handed in".to_owned()),
@@ -330,9 +330,9 @@ fn advice(partial: Option<PathBuf>, left: Option<String>) -> Option<String> {
     }
 }
 
-/// Whether the coordinator has no such results.
+/// Whether the coordinator has no such results, or the error says where they are.
 fn is_refused(error: &MapError) -> bool {
-    matches!(error, MapError::Jobs(JobsError::Refused { .. }))
+    matches!(error, MapError::Jobs(JobsError::Refused { .. } | JobsError::Replaced { .. }))
 }
 
 /// What the end of a job means to whoever waits for it, if not that all of it was run.

@@ -149,7 +149,12 @@ fn a_reader_that_has_seen_enough_ends_the_job_quietly() {
     assert!(log.runs() < 200);
     // Of items that have no end, too.
     let mut shell = Command::new("bash");
-    shell.args(["-c", "yes | \"$@\" | head -3", "sh", &binary("widemap").to_string_lossy()]);
+    shell.args([
+        "-c",
+        "yes | \"$@\" | head -3; exit ${PIPESTATUS[1]}",
+        "sh",
+        &binary("widemap").to_string_lossy(),
+    ]);
     shell.args(["map", "--", "echo"]);
     without_configuration(&mut shell);
     shell.env("WIDEMAP_COORDINATOR", &service.address);
